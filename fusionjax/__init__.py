@@ -1,0 +1,50 @@
+"""fusionjax: Stable Diffusion 1.5 that keeps a person's face, in JAX.
+
+    pipe = fusionjax.FusionPipeline.from_pretrained(base, fusion=path)
+    person = pipe.encode_identity([photo, photo])
+    out = pipe("an astronaut in a garden", identities=[person])
+
+Names are imported when they are first used, so that `import fusionjax` is instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusionjax.base import BaseModel
+    from fusionjax.errors import UserError
+    from fusionjax.identity import Identity
+    from fusionjax.pipeline import FusionPipeline
+    from fusionjax.unet import Faces, FusionOptions, FusionUNet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaseModel",
+    "Faces",
+    "FusionOptions",
+    "FusionPipeline",
+    "FusionUNet",
+    "Identity",
+    "UserError",
+]
+
+_HOME = {
+    "BaseModel": "base",
+    "Faces": "unet",
+    "FusionOptions": "unet",
+    "FusionPipeline": "pipeline",
+    "FusionUNet": "unet",
+    "Identity": "identity",
+    "UserError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,16 @@
+"""Strict runtime for every test: a surprise is a failure."""
+
+import os
+
+# Before jax is imported: tests that shard need devices, and all share compiled programs.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _strict_jax():
+    jax.config.update("jax_numpy_rank_promotion", "raise")
