@@ -1,0 +1,116 @@
+"""One map between the names and layouts of Flax parameters and PyTorch tensors.
+
+It starts from the Flax module's own parameter tree, so that whatever the configuration, each
+parameter has exactly one PyTorch name, and reading and writing cannot disagree.
+
+    Flax                                          PyTorch (diffusers, transformers)
+    down_blocks_0/attentions_1/…/attn2/query/kernel   down_blocks.0.attentions.1.….attn2.to_q.weight
+    kernel [in, out]                              weight [out, in]
+    kernel [h, w, in, out]                        weight [out, in, h, w]
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+ParamPath = tuple[str, ...]
+
+_NUMBERED = re.compile(
+    r"(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|net|to_out)"
+    r"_(\d+)"
+)
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def torch_name(path: ParamPath) -> str:
+    """The PyTorch name of a Flax parameter of the UNet, the VAE or the text encoder.
+
+    Args:
+        path: the parameter's path in the Flax tree.
+
+    Returns:
+        The dotted name in PyTorch's state dict.
+    """
+    modules = [_NUMBERED.sub(r"\1.\2", _ATTENTION.get(part, part)) for part in path[:-1]]
+    return ".".join([*modules, _LEAVES[path[-1]]])
+
+
+def to_torch_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
+    """A Flax parameter as PyTorch stores it; a view where possible."""
+    if path[-1] != "kernel":
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def to_flax_layout(path: ParamPath, tensor: np.ndarray, ndim: int) -> np.ndarray:
+    """A PyTorch tensor as Flax stores it; a view where possible.
+
+    Args:
+        path: the Flax parameter's path.
+        tensor: the PyTorch tensor. A 1×1 convolution may stand for a linear layer or the reverse,
+            as they do between the layouts of Stable Diffusion's attention blocks.
+        ndim: the number of axes of the Flax parameter.
+
+    Returns:
+        The tensor in Flax's layout.
+    """
+    if path[-1] != "kernel":
+        return tensor
+    if tensor.ndim == 4 and ndim == 2 and tensor.shape[2:] == (1, 1):
+        tensor = tensor[:, :, 0, 0]
+    elif tensor.ndim == 2 and ndim == 4:
+        tensor = tensor[:, :, None, None]
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+
+
+def param_shapes(module: nn.Module) -> dict[ParamPath, jax.ShapeDtypeStruct]:
+    """The shapes of a module's parameters, without computing any.
+
+    Args:
+        module: a Flax UNet or VAE of diffusers, or a `FlaxCLIPTextModule`.
+
+    Returns:
+        Flattened paths and shapes.
+    """
+    key = jax.random.key(0)
+    if hasattr(module, "init_weights"):
+        tree = jax.eval_shape(module.init_weights, key)
+    else:
+        ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        tree = jax.eval_shape(module.init, key, ids, ids, ids)["params"]
+    return flatten_dict(dict(tree))
+
+
+def torch_names(module: nn.Module) -> dict[str, tuple[ParamPath, tuple[int, ...]]]:
+    """All PyTorch names of a module with the Flax path and Flax shape that each stands for.
+
+    Args:
+        module: as for `param_shapes`.
+
+    Returns:
+        name → (path, shape), in the tree's order.
+    """
+    return {torch_name(path): (path, leaf.shape) for path, leaf in param_shapes(module).items()}
+
+
+def to_torch_state(params: Mapping[str, Any], dtype: Any) -> dict[str, np.ndarray]:
+    """A Flax parameter tree as a PyTorch state dict of numpy arrays.
+
+    Args:
+        params: the tree of one module.
+        dtype: the arrays' type.
+
+    Returns:
+        PyTorch names → contiguous arrays in PyTorch's layout.
+    """
+    return {
+        torch_name(path): np.ascontiguousarray(to_torch_layout(path, np.asarray(leaf)), dtype)
+        for path, leaf in flatten_dict(dict(params)).items()
+    }
