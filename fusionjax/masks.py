@@ -39,16 +39,18 @@ def layer_bias(
     Returns:
         The bias, float32; its second axis has length 1 where it is the same for all queries.
     """
-    bias = _log(strength)[:, None, :]
+    bias = log_strength(strength)[:, None, :]
     if masks is None:
         return bias
     if owner is None:
         raise UserError("masks are given without owner: say which identity each reference shows")
     identities = masks.shape[1]
     # log(1 − m) of every identity, summed over those that do not own the reference.
-    closed = _log(1 - reduce_masks(masks, grid))
+    closed = log_strength(1 - reduce_masks(masks, grid))
     is_other = owner[:, None, :] != jnp.arange(identities)[None, :, None]
-    return bias + jnp.einsum("biq,bir->bqr", closed, is_other.astype(jnp.float32))
+    return bias + jnp.einsum(
+        "biq,bir->bqr", closed, is_other.astype(jnp.float32), precision="highest"
+    )
 
 
 def reduce_masks(masks: Float[Array, "b i H W"], grid: tuple[int, int]) -> Float[Array, "b i q"]:
@@ -110,7 +112,8 @@ def check_masks(
         raise UserError(f"{name} hold values from {low:g} to {high:g}; they must lie in [0, 1]")
 
 
-def _log(x: Array) -> Array:
-    """log x, with log 0 = INVISIBLE; finite everywhere, so that gradients are."""
-    x = x.astype(jnp.float32)
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), INVISIBLE)
+def log_strength(strength: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """log λ with log 0 = INVISIBLE: finite everywhere, and so are its gradients."""
+    strength = strength.astype(jnp.float32)
+    visible = strength > 0
+    return jnp.where(visible, jnp.log(jnp.where(visible, strength, 1.0)), INVISIBLE)

@@ -1,0 +1,638 @@
+"""Equations 1, 2 and 6: the frozen UNet, seeing faces.
+
+    Q  = Linear_q(h)     Kc = Linear_k(c)     Vc = Linear_v(c)        (1)   frozen
+    Kf = Linear_kf(hf)   Vf = Linear_vf(hf)                           (2)   trained
+    K' = [Kc; Kf1; …; Kfr],  V' likewise                              (3, 6)
+
+`hf` is what the same UNet, given a photo of the person, feeds to the same cross-attention: a
+first run of the UNet captures it (`reference_states`), `kf` and `vf` project it
+(`face_tokens`), and the denoising run concatenates it to the text (`__call__`). Both runs are
+diffusers' own `FlaxUNet2DConditionModel`, untouched: `flax.linen.intercept_methods` replaces
+what its attention computes.
+
+Layers are named as PyTorch's UNet names their cross-attention, for example
+`down_blocks.0.attentions.0.transformer_blocks.0.attn2`. Latents are channels-last.
+
+Axes: b batch, h w latent grid, c latent channels, t d tokens and features of the text, r
+references, k tokens of one reference, D features of a layer, n heads, e features of a head.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from diffusers.models.attention_flax import FlaxAttention, FlaxTransformer2DModel
+from diffusers.models.resnet_flax import FlaxDownsample2D, FlaxResnetBlock2D, FlaxUpsample2D
+from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
+from flax.linen.module import InterceptorContext
+from flax.traverse_util import flatten_dict
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from fusionjax import attention as fused
+from fusionjax import masks as masking
+from fusionjax.errors import UserError
+from fusionjax.flax_compat import quiet_diffusers, unet_call_like_torch
+
+quiet_diffusers()
+
+Reference = Literal["clean", "matched"]
+Initialisation = Literal["self_attention", "zeros", "random"]
+
+Params = Mapping[str, Any]
+FusionParams = dict[str, dict[str, Array]]
+ReferenceStates = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionOptions:
+    """What an adapter was trained with; recorded with every checkpoint and export.
+
+    Attributes:
+        reference: `clean`: photos pass the UNet at timestep 0, once. `matched`: noised to the
+            image's own timestep, in every step (the paper read literally).
+        fusion: `concat`: one softmax over text and faces (the paper). `decoupled`: a second
+            softmax for the faces, added (IP-Adapter).
+        init: How training starts: kf, vf as copies of the block's self-attention to_k, to_v
+            (`self_attention`); kf so and vf zero (`zeros`); both normal with variance 1/D
+            (`random`).
+        face_logit_bias: Added to the logits of all face keys, natural logarithm: at λ = 1 a face
+            key weighs exp(face_logit_bias) times what it weighs in the paper.
+    """
+
+    reference: Reference = "clean"
+    fusion: fused.Fusion = "concat"
+    init: Initialisation = "self_attention"
+    face_logit_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("reference", get_args(Reference)),
+            ("fusion", get_args(fused.Fusion)),
+            ("init", get_args(Initialisation)),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                )
+        if not np.isfinite(self.face_logit_bias):
+            raise UserError(f"face_logit_bias is {self.face_logit_bias}; it must be finite")
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as a JSON object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> "FusionOptions":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            UserError: On an option this version does not know: ignoring it could be wrong.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in names:
+                raise UserError(
+                    f"the adapter has the option {name!r}, which this version does not know; "
+                    f"it knows {', '.join(names)}"
+                )
+        return cls(**options)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLayer:
+    """One cross-attention of the UNet.
+
+    Attributes:
+        path: Its place in the Flax parameter tree, from the root.
+        level: Its tokens are the latent grid halved this many times.
+        features: D, the width of its image tokens.
+        heads: Number of heads.
+        head_features: Width of a head.
+    """
+
+    path: tuple[str, ...]
+    level: int
+    features: int
+    heads: int
+    head_features: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Its rows and columns of tokens in a latent grid of height × width."""
+        return height >> self.level, width >> self.level
+
+
+@flax.struct.dataclass
+class Faces:
+    """The people of a batch, as one denoising pass needs them. All of it is data: none recompiles.
+
+    Attributes:
+        keys: Kf of each layer, [b, r, k, n, e].
+        values: Vf of each layer, [b, r, k, n, e].
+        bias: M of each layer, [b, q or 1, r]: log λ, masks, and INVISIBLE for padding.
+    """
+
+    keys: dict[str, Array]
+    values: dict[str, Array]
+    bias: dict[str, Array]
+
+    def with_strength(self, factor: Float[Array, ""] | Float[Array, "b"]) -> "Faces":
+        """Multiplies every λ by `factor` ≥ 0, one number or one for each picture."""
+        log = masking.log_strength(jnp.reshape(factor, (-1, 1, 1)))
+        return self.replace(bias={layer: bias + log for layer, bias in self.bias.items()})
+
+
+class FusionUNet:
+    """The frozen UNet and the faces.
+
+    Holds no weights: `unet_params` and `fusion_params` are arguments of every method, so that a
+    compiled program contains none.
+
+    Attributes:
+        unet: The model, unchanged.
+        options: How faces are seen.
+        layers: Every cross-attention by name, in the order in which an image meets them.
+    """
+
+    def __init__(
+        self,
+        unet: FlaxUNet2DConditionModel,
+        options: FusionOptions | None = None,
+        *,
+        attention: fused.Implementation | None = None,
+        remat: bool = False,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Finds the layers and checks that every one of them can be intercepted.
+
+        Args:
+            unet: Any `FlaxUNet2DConditionModel` with cross-attention; its `dtype` is what the
+                model computes in.
+            options: As the adapter was trained; None for the defaults.
+            attention: Implementation for all layers, None for the platform's fastest.
+            remat: Keep only each block's output for the backward pass and compute the rest again:
+                less memory, about a third more time a training step.
+            mesh: Only for `attention="tpu"` on several chips, see `attention.attention`.
+
+        Raises:
+            UserError: When the UNet has no cross-attention.
+            RuntimeError: When a cross-attention in the parameters is not met by the interception.
+        """
+        self.unet = unet
+        self.options = options or FusionOptions()
+        self.layers = find_layers(unet)
+        self._attention = attention
+        self._remat = remat
+        self._mesh = mesh
+
+    def init(self, key: Array, unet_params: Params) -> FusionParams:
+        """Starts kf and vf as `options.init` says.
+
+        Args:
+            key: For `random`.
+            unet_params: The frozen weights, whose self-attention is copied.
+
+        Returns:
+            `{layer: {"kf": [D, n·e], "vf": [D, n·e]}}`, float32.
+        """
+        params: FusionParams = {}
+        for index, (name, layer) in enumerate(self.layers.items()):
+            block: Any = unet_params
+            for part in layer.path[:-1]:
+                block = block[part]
+            kf = jnp.asarray(block["attn1"]["to_k"]["kernel"], jnp.float32)
+            vf = jnp.asarray(block["attn1"]["to_v"]["kernel"], jnp.float32)
+            if self.options.init == "zeros":
+                vf = jnp.zeros_like(vf)
+            elif self.options.init == "random":
+                keys = jax.random.split(jax.random.fold_in(key, index))
+                kf, vf = (
+                    jax.random.normal(k, x.shape) * x.shape[0] ** -0.5
+                    for k, x in zip(keys, (kf, vf), strict=True)
+                )
+            params[name] = {"kf": kf, "vf": vf}
+        return params
+
+    def reference_states(
+        self,
+        unet_params: Params,
+        latents: Float[Array, "b r h w c"],
+        text: Float[Array, "#b t d"],
+        timesteps: Int[Array, "b"] | Float[Array, "b"] | None = None,
+    ) -> ReferenceStates:
+        """Runs photos through the frozen UNet and keeps hf, the input of every cross-attention.
+
+        No gradient flows into or through this pass.
+
+        Args:
+            unet_params: The frozen weights.
+            latents: The photos' latents, scaled as the UNet expects; clean for `clean`, noised to
+                `timesteps` for `matched`.
+            text: Text states of the photos: those of the empty prompt.
+            timesteps: One for each picture; None is timestep 0.
+
+        Returns:
+            hf for each layer, [b, r, k, D], in the UNet's dtype.
+        """
+        b, references, height, width, _ = latents.shape
+        self._check_size(height, width)
+        if timesteps is None:
+            timesteps = jnp.zeros(b, jnp.int32)
+        states: ReferenceStates = {}
+
+        def capture(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
+            states[name] = hidden
+            return self._attend(module, hidden, context)
+
+        self._run(
+            jax.lax.stop_gradient(unet_params),
+            jax.lax.stop_gradient(latents.reshape(b * references, *latents.shape[2:])),
+            jnp.repeat(timesteps, references),
+            jnp.repeat(jnp.broadcast_to(text, (b, *text.shape[1:])), references, axis=0),
+            capture,
+        )
+        return {
+            name: jax.lax.stop_gradient(hidden.reshape(b, references, *hidden.shape[1:]))
+            for name, hidden in states.items()
+        }
+
+    def face_tokens(
+        self, fusion_params: FusionParams, states: ReferenceStates
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Equation 2: Kf and Vf of every layer.
+
+        Args:
+            fusion_params: kf and vf.
+            states: hf, [b, r, k, D] for each layer.
+
+        Returns:
+            Keys and values, each [b, r, k, n, e] for each layer.
+        """
+        keys, values = {}, {}
+        for name, layer in self.layers.items():
+            hidden = states[name].astype(self.unet.dtype)
+            shape = (*hidden.shape[:3], layer.heads, layer.head_features)
+            for weight, tokens in (("kf", keys), ("vf", values)):
+                kernel = fusion_params[name][weight].astype(hidden.dtype)
+                tokens[name] = jnp.einsum("brkD,De->brke", hidden, kernel).reshape(shape)
+        return keys, values
+
+    def faces(
+        self,
+        fusion_params: FusionParams,
+        states: ReferenceStates,
+        strength: Float[Array, "b r"],
+        *,
+        height: int,
+        width: int,
+        masks: Float[Array, "b i H W"] | None = None,
+        owner: Int[Array, "b r"] | None = None,
+        layer_strength: Mapping[str, float | Array] | None = None,
+    ) -> Faces:
+        """Everything a denoising pass needs of the people in its pictures.
+
+        Args:
+            fusion_params: kf and vf.
+            states: hf, [b, r, k, D] for each layer.
+            strength: λ ≥ 0 of every reference. 0 hides it: use it for padding, for dropped faces
+                and for the unconditional branch.
+            height: Of the latent grid of the picture that is painted.
+            width: Likewise.
+            masks: The region of each identity, in [0, 1], at a multiple of the latent grid
+                (normally the picture's size). A mask of zeros restricts nobody.
+            owner: The identity that each reference shows; needed with masks.
+            layer_strength: Factors on λ for layers by name; 1 where a layer is not named.
+
+        Returns:
+            The faces, for `__call__`.
+
+        Raises:
+            UserError: On shapes or values that cannot be right, before anything is compiled.
+        """
+        self._check_size(height, width)
+        self._check_people(states, strength, height, width, masks, owner)
+        layer_strength = layer_strength or {}
+        for name in layer_strength:
+            if name not in self.layers:
+                raise UserError(
+                    f"layer_strength names {name!r}; the layers are {', '.join(self.layers)}"
+                )
+        keys, values = self.face_tokens(fusion_params, states)
+        bias = {
+            name: masking.layer_bias(
+                strength * layer_strength.get(name, 1.0), layer.grid(height, width), masks, owner
+            )
+            + self.options.face_logit_bias
+            for name, layer in self.layers.items()
+        }
+        return Faces(keys=keys, values=values, bias=bias)
+
+    def __call__(
+        self,
+        unet_params: Params,
+        latents: Float[Array, "b h w c"],
+        timesteps: Int[Array, "b"] | Float[Array, "b"],
+        text: Float[Array, "b t d"],
+        faces: Faces | None = None,
+        *,
+        down_residuals: tuple[Array, ...] | None = None,
+        mid_residual: Array | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """Predicts the noise (or the velocity, as the base was trained).
+
+        Args:
+            unet_params: The frozen weights.
+            latents: Noisy latents. Height and width must halve evenly down to the UNet's lowest
+                level.
+            timesteps: One for each picture.
+            text: Text states.
+            faces: The people; None is the base model.
+            down_residuals: A ControlNet's residuals, as `FlaxControlNetModel` returns them.
+            mid_residual: Likewise.
+
+        Returns:
+            The prediction, float32.
+
+        Raises:
+            UserError: On latents that the UNet cannot halve.
+        """
+        self._check_size(*latents.shape[1:3])
+
+        def fuse(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
+            return self._attend(module, hidden, context, faces, name)
+
+        return self._run(
+            unet_params, latents, timesteps, text, fuse, down_residuals, mid_residual
+        ).astype(jnp.float32)
+
+    def attention_share(
+        self,
+        unet_params: Params,
+        latents: Float[Array, "b h w c"],
+        timesteps: Int[Array, "b"] | Float[Array, "b"],
+        text: Float[Array, "b t d"],
+        faces: Faces,
+    ) -> dict[str, Array]:
+        """How much each layer attends to the text and to each reference at one denoising step.
+
+        Args:
+            unet_params: The frozen weights.
+            latents: Noisy latents.
+            timesteps: One for each picture.
+            text: Text states.
+            faces: The people.
+
+        Returns:
+            For each layer [b, rows, columns, 1 + r]: shares that sum to 1, the text's first.
+            Exact for `concat`, whose softmax is shared.
+
+        Raises:
+            UserError: For a `decoupled` adapter, where no softmax is shared.
+        """
+        if self.options.fusion != "concat":
+            raise UserError(
+                "attention shares exist for fusion='concat', where one softmax is shared"
+            )
+        height, width = latents.shape[1:3]
+        shares: dict[str, Array] = {}
+
+        def record(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
+            share = fused.attention_share(
+                _heads(module, module.query(hidden)),
+                _heads(module, module.key(context)),
+                faces.keys[name],
+                faces.bias[name],
+            )
+            grid = self.layers[name].grid(height, width)
+            shares[name] = share.reshape(share.shape[0], *grid, share.shape[-1])
+            return self._attend(module, hidden, context, faces, name)
+
+        self._run(unet_params, latents, timesteps, text, record)
+        return shares
+
+    # --- inside ---------------------------------------------------------------------------
+
+    def _run(
+        self,
+        unet_params: Params,
+        latents: Array,
+        timesteps: Array,
+        text: Array,
+        cross_attention: "_CrossAttention",
+        down_residuals: tuple[Array, ...] | None = None,
+        mid_residual: Array | None = None,
+    ) -> Array:
+        """One pass of the UNet in which `cross_attention` computes every `attn2`."""
+        intercept = _interceptor(cross_attention, self._attend)
+
+        def apply(unet_params: Params, latents: Array) -> Array:
+            with nn.intercept_methods(intercept):
+                (sample,) = self.unet.apply(
+                    {"params": unet_params},
+                    jnp.moveaxis(latents, -1, 1).astype(self.unet.dtype),
+                    timesteps,
+                    text.astype(self.unet.dtype),
+                    down_block_additional_residuals=down_residuals,
+                    mid_block_additional_residual=mid_residual,
+                    return_dict=False,
+                )
+            return jnp.moveaxis(sample, 1, -1)
+
+        if self._remat:
+            only_blocks = jax.checkpoint_policies.save_only_these_names(_BLOCK_OUTPUT)
+            apply = jax.checkpoint(apply, policy=only_blocks)
+        return apply(unet_params, latents)
+
+    def _attend(
+        self,
+        module: FlaxAttention,
+        hidden: Array,
+        context: Array,
+        faces: Faces | None = None,
+        name: str = "",
+    ) -> Array:
+        """What a `FlaxAttention` computes, by the fused attention."""
+        key_value_of_faces = (
+            () if faces is None else (faces.keys[name], faces.values[name], faces.bias[name])
+        )
+        out = fused.attention(
+            _heads(module, module.query(hidden)),
+            _heads(module, module.key(context)),
+            _heads(module, module.value(context)),
+            *key_value_of_faces,
+            fusion=self.options.fusion,
+            implementation=self._attention,
+            mesh=self._mesh,
+        )
+        return module.proj_attn(out.reshape(*out.shape[:2], -1))
+
+    def _check_size(self, height: int, width: int) -> None:
+        _check_halves(len(self.unet.config.down_block_types), height, width)
+
+    def _check_people(
+        self,
+        states: ReferenceStates,
+        strength: Array,
+        height: int,
+        width: int,
+        masks: Array | None,
+        owner: Array | None,
+    ) -> None:
+        if missing := [name for name in self.layers if name not in states]:
+            raise UserError(
+                f"the reference states lack {len(missing)} of {len(self.layers)} layers, first "
+                f"{missing[0]}; they were made with another base model"
+            )
+        for name, layer in self.layers.items():
+            shape = states[name].shape
+            if len(shape) != 4 or shape[:2] != strength.shape or shape[3] != layer.features:
+                raise UserError(
+                    f"the reference states of {name} have shape {shape}; with strength of shape "
+                    f"{strength.shape} they must be "
+                    f"[{strength.shape[0]}, {strength.shape[1]}, tokens, {layer.features}]"
+                )
+        if not isinstance(strength, jax.core.Tracer):
+            masking.check_strength(np.asarray(strength))
+        if masks is None:
+            return
+        if owner is None:
+            raise UserError(
+                "masks are given without owner: say which identity each reference shows"
+            )
+        if masks.shape[2] % height or masks.shape[3] % width:
+            raise UserError(
+                f"masks are {masks.shape[2]}×{masks.shape[3]} (height × width), no multiple of the "
+                f"latent grid {height}×{width}; give them at the picture's size"
+            )
+        identities = masks.shape[1]
+        if not isinstance(owner, jax.core.Tracer) and not (
+            int(owner.min()) >= 0 and int(owner.max()) < identities
+        ):
+            raise UserError(
+                f"owner names identity {int(owner.max())}, and there are {identities} masks "
+                f"(0 to {identities - 1}); give one mask for each identity"
+            )
+
+
+# name, module, image tokens, text states → what the module returns
+_CrossAttention = Callable[[str, FlaxAttention, Array, Array], Array]
+
+_BLOCK_OUTPUT = "unet_block_output"
+_BLOCKS = (FlaxResnetBlock2D, FlaxTransformer2DModel, FlaxDownsample2D, FlaxUpsample2D)
+
+
+def _interceptor(
+    cross_attention: _CrossAttention, self_attention: Callable[[FlaxAttention, Array, Array], Array]
+) -> Callable[..., Any]:
+    """The Flax interceptor that replaces what attention computes, and tags each block's output."""
+
+    def intercept(
+        next_function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: InterceptorContext,
+    ) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return next_function(*args, **kwargs)
+        if isinstance(module, FlaxAttention):
+            hidden, states = args[0], args[1] if len(args) > 1 else args[0]
+            if module.path[-1] == "attn2":
+                return cross_attention(layer_name(module.path), module, hidden, states)
+            return self_attention(module, hidden, states)
+        out = unet_call_like_torch(next_function, args, kwargs, context)
+        return checkpoint_name(out, _BLOCK_OUTPUT) if isinstance(module, _BLOCKS) else out
+
+    return intercept
+
+
+def layer_name(path: tuple[str, ...]) -> str:
+    """The PyTorch module path of a Flax module: `down_blocks_0` → `down_blocks.0`."""
+    return ".".join(re.sub(r"_(\d+)$", r".\1", part) for part in path)
+
+
+def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
+    """Every cross-attention of a UNet, in the order in which an image meets them.
+
+    Traces the model twice, without computing: its parameters, and a pass with the interception.
+
+    Args:
+        unet: The model.
+
+    Raises:
+        UserError: When it has no cross-attention.
+        RuntimeError: When a cross-attention among the parameters is not met in the pass, or its
+            tokens are not the latent grid halved as its block says: no fusion would happen there.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(unet.init_weights, key)
+    in_params = {
+        path[: path.index("attn2") + 1] for path in flatten_dict(params) if "attn2" in path
+    }
+
+    levels = len(unet.config.down_block_types)
+    height, width = 2 ** (levels - 1), 2**levels  # not square: a mixed-up axis would show
+    met: dict[str, AttentionLayer] = {}
+
+    def meet(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
+        path = tuple(module.path)
+        layer = AttentionLayer(
+            path, _level(path, levels), hidden.shape[-1], module.heads, module.dim_head
+        )
+        rows, columns = layer.grid(height, width)
+        if hidden.shape[1] != rows * columns:
+            raise RuntimeError(
+                f"{name} has {hidden.shape[1]} tokens, not {rows}×{columns}: this UNet's blocks "
+                f"do not halve the picture one by one"
+            )
+        met[name] = layer
+        return hidden
+
+    def capture(params: Params, latents: Array, text: Array) -> None:
+        with nn.intercept_methods(_interceptor(meet, lambda module, hidden, context: hidden)):
+            unet.apply({"params": params}, latents, jnp.zeros(1), text, return_dict=False)
+
+    config = unet.config
+    jax.eval_shape(
+        capture,
+        params,
+        jax.ShapeDtypeStruct((1, config.in_channels, height, width), jnp.float32),
+        jax.ShapeDtypeStruct((1, 1, config.cross_attention_dim), jnp.float32),
+    )
+    if not in_params:
+        raise UserError("the UNet has no cross-attention (attn2), so there is nothing to fuse with")
+    if missed := in_params - {layer.path for layer in met.values()}:
+        raise RuntimeError(
+            f"{len(missed)} of {len(in_params)} cross-attention layers were not intercepted, "
+            f"first {'/'.join(sorted(missed)[0])}"
+        )
+    return met
+
+
+def _level(path: tuple[str, ...], levels: int) -> int:
+    block = path[0]
+    if block.startswith("down_blocks_"):
+        return int(block.rpartition("_")[2])
+    if block.startswith("up_blocks_"):
+        return levels - 1 - int(block.rpartition("_")[2])
+    return levels - 1
+
+
+def _check_halves(levels: int, height: int, width: int) -> None:
+    step = 2 ** (levels - 1)
+    if height % step or width % step or not height or not width:
+        raise UserError(
+            f"latents are {height}×{width} (height × width); the UNet halves them {levels - 1} "
+            f"times, so both must be multiples of {step} (pictures: of {8 * step} pixels)"
+        )
+
+
+def _heads(module: FlaxAttention, x: Array) -> Array:
+    return x.reshape(*x.shape[:-1], module.heads, module.dim_head)
