@@ -1,0 +1,215 @@
+"""The exported adapter: one safetensors file that PyTorch reads too.
+
+For each cross-attention of the UNet, by its PyTorch path, two matrices as PyTorch's `nn.Linear`
+stores them:
+
+    down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.kf.weight   [heads·dim_head, D]
+    down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.vf.weight   [heads·dim_head, D]
+
+The file's metadata hold, as texts: `fusionjax`, the fusion options as JSON; `base` and
+`base_fingerprint`, the base model it was trained on, if known.
+
+Nothing here needs Flax's or PyTorch's models.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fusionjax.errors import UserError
+from fusionjax.interop.recognise import kind_of
+from fusionjax.interop.safetensors_file import SafetensorsFile
+
+if TYPE_CHECKING:
+    from fusionjax.unet import AttentionLayer, FusionOptions, FusionParams
+
+_WEIGHTS = ("kf", "vf")
+_OPTIONS = "fusionjax"
+
+
+class Adapter(NamedTuple):
+    """A trained adapter and what it belongs to.
+
+    Attributes:
+        params: kf and vf of every layer.
+        options: how it was trained.
+        base: the base model's source as it was named in training, if known.
+        base_fingerprint: that base model's fingerprint, if known.
+    """
+
+    params: "FusionParams"
+    options: "FusionOptions"
+    base: str | None = None
+    base_fingerprint: str | None = None
+
+
+class AdapterTensors(NamedTuple):
+    """An adapter file as it is: matrices [out, in] by layer, options as JSON values."""
+
+    weights: dict[str, dict[str, np.ndarray]]
+    options: dict[str, Any]
+    base: str | None
+    base_fingerprint: str | None
+
+
+def save_adapter(
+    path: str | os.PathLike[str],
+    params: Mapping[str, Mapping[str, Any]],
+    options: "FusionOptions",
+    *,
+    base: str | None = None,
+    base_fingerprint: str | None = None,
+) -> None:
+    """Writes an adapter for PyTorch (and for `load_adapter_file`).
+
+    Args:
+        path: the file to write, by custom `*.safetensors`.
+        params: kf and vf of every layer, each [D, heads·dim_head].
+        options: how it was trained.
+        base: the base model's source.
+        base_fingerprint: the base model's fingerprint.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    tensors = {
+        f"{layer}.processor.{name}.weight": np.ascontiguousarray(np.asarray(weights[name]).T)
+        for layer, weights in params.items()
+        for name in _WEIGHTS
+    }
+    metadata = {"format": "pt", _OPTIONS: json.dumps(options.to_json())}
+    if base is not None:
+        metadata["base"] = base
+    if base_fingerprint is not None:
+        metadata["base_fingerprint"] = base_fingerprint
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata=metadata)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
+    """Reads an exported adapter.
+
+    Args:
+        path: the `.safetensors` file.
+
+    Returns:
+        The adapter; its matrices are numpy arrays [D, heads·dim_head] with the file's bits.
+
+    Raises:
+        UserError: if the file is damaged or is not an adapter of this kind.
+    """
+    from fusionjax.unet import FusionOptions
+
+    file = read_adapter(path)
+    try:
+        options = FusionOptions.from_json(file.options)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path}: {error}") from None
+    params: Any = {
+        layer: {name: np.ascontiguousarray(matrix.T) for name, matrix in weights.items()}
+        for layer, weights in file.weights.items()
+    }
+    return Adapter(params, options, file.base, file.base_fingerprint)
+
+
+def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
+    """Reads an exported adapter as PyTorch would: matrices [heads·dim_head, D].
+
+    Args:
+        path: the `.safetensors` file.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        UserError: if the file is damaged or is not an adapter of this kind.
+    """
+    weights: dict[str, dict[str, np.ndarray]] = {}
+    with SafetensorsFile(path) as file:
+        if _OPTIONS not in file.metadata:
+            kind = kind_of(file) or "something else"
+            raise UserError(
+                f"{path} is not an adapter that fusionjax exported; it seems to be {kind}"
+            )
+        try:
+            options = json.loads(file.metadata[_OPTIONS])
+        except (ValueError, RecursionError):
+            options = None
+        if not isinstance(options, dict):
+            raise UserError(f"{path}: the options in its metadata are not a JSON object")
+        for name in file:
+            layer, found, rest = name.rpartition(".processor.")
+            kind = rest.removesuffix(".weight")
+            if not found or kind not in _WEIGHTS or kind == rest or len(file[name]) != 2:
+                raise UserError(f"{path} has a tensor {name!r} {file[name]} that is no kf or vf")
+            matrix = file.read(name)
+            if not np.issubdtype(matrix.dtype, np.floating) or not np.isfinite(matrix).all():
+                raise UserError(f"{path}: {name} does not hold finite numbers; export it again")
+            weights.setdefault(layer, {})[kind] = matrix
+        for layer, pair in weights.items():
+            if len(pair) != len(_WEIGHTS) or pair["kf"].shape != pair["vf"].shape:
+                raise UserError(f"{path}: {layer} needs kf and vf of one shape; export it again")
+    metadata = file.metadata
+    return AdapterTensors(weights, options, metadata.get("base"), metadata.get("base_fingerprint"))
+
+
+def check_fits(
+    adapter: Adapter,
+    layers: Mapping[str, "AttentionLayer"],
+    fingerprint: str | None,
+    name: str = "the adapter",
+) -> None:
+    """Checks that an adapter belongs to a base model: its shapes must, its fingerprint should.
+
+    Args:
+        adapter: as loaded.
+        layers: the cross-attentions of the base model's UNet (`FusionUNet.layers`).
+        fingerprint: the base model's fingerprint, None to skip this check.
+        name: how to name the adapter in messages.
+
+    Raises:
+        UserError: if the layers or their shapes differ.
+
+    Warns:
+        UserWarning: if the shapes agree but the base's weights are not those of the training.
+    """
+    shapes = {
+        layer: (layers[layer].features, layers[layer].heads * layers[layer].head_features)
+        for layer in layers
+    }
+    check_shapes({layer: pair["kf"].shape for layer, pair in adapter.params.items()}, shapes, name)
+    warn_of_other_base(adapter.base, adapter.base_fingerprint, fingerprint, name)
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], name: str
+) -> None:
+    """Raises UserError unless both map the same layers to the same shapes."""
+    for layer in [*expected, *found]:
+        if found.get(layer) != expected.get(layer):
+            raise UserError(
+                f"{name} was trained for another base model: {layer} has shape "
+                f"{found.get(layer, 'none')} in the adapter, {expected.get(layer, 'none')} in the "
+                f"base ({len(found)} and {len(expected)} layers in all)"
+            )
+
+
+def warn_of_other_base(
+    base: str | None, trained: str | None, present: str | None, name: str
+) -> None:
+    """Warns if both fingerprints are known and differ."""
+    if trained is not None and present is not None and trained != present:
+        warnings.warn(
+            f"{name} was trained on the base {base or 'unknown'} with fingerprint {trained}; this "
+            f"base has {present}: faces may come out less alike",
+            stacklevel=3,
+        )
