@@ -18,6 +18,7 @@ references, k tokens of one reference, D features of a layer, n heads, e feature
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -353,7 +354,9 @@ class FusionUNet:
                 level.
             timesteps: One for each picture.
             text: Text states.
-            faces: The people; None is the base model.
+            faces: The people; None is the base model. Faces of fewer pictures than the batch
+                belong to the last ones; the first (the branches without faces of classifier-free
+                guidance) are the base model and cost no more than it.
             down_residuals: A ControlNet's residuals, as `FlaxControlNetModel` returns them.
             mid_residual: Likewise.
 
@@ -459,18 +462,23 @@ class FusionUNet:
         name: str = "",
     ) -> Array:
         """What a `FlaxAttention` computes, by the fused attention."""
-        key_value_of_faces = (
-            () if faces is None else (faces.keys[name], faces.values[name], faces.bias[name])
-        )
-        out = fused.attention(
-            _heads(module, module.query(hidden)),
-            _heads(module, module.key(context)),
-            _heads(module, module.value(context)),
-            *key_value_of_faces,
+        query = _heads(module, module.query(hidden))
+        key, value = _heads(module, module.key(context)), _heads(module, module.value(context))
+        attend = functools.partial(
+            fused.attention,
             fusion=self.options.fusion,
             implementation=self._attention,
             mesh=self._mesh,
         )
+        if faces is None:
+            out = attend(query, key, value)
+        else:
+            of_faces = faces.keys[name], faces.values[name], faces.bias[name]
+            plain = query.shape[0] - of_faces[0].shape[0]
+            out = attend(query[plain:], key[plain:], value[plain:], *of_faces)
+            if plain:
+                text_only = attend(query[:plain], key[:plain], value[:plain])
+                out = jnp.concatenate([text_only, out])
         return module.proj_attn(out.reshape(*out.shape[:2], -1))
 
     def _check_size(self, height: int, width: int) -> None:
