@@ -1,0 +1,222 @@
+"""Photos of people, from files as cameras, phones and scanners write them, to square pictures.
+
+A photo is read upright, opaque, 8-bit and sRGB (`read_photo`), the face is found and cut out with
+a margin (`find_faces`, `face_square`), and the square is brought to the size at which the base
+model looks at photos (`prepare_photo`). The face detector is dlib's (histograms of oriented
+gradients), which carries its weights in the package: no download, and a licence (Boost) that
+allows any use. OpenCV's Haar cascades do that too, but take patterns in the background for faces.
+"""
+
+import functools
+import io
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from fusionjax.errors import UserError
+
+PhotoSource = str | os.PathLike[str] | Image.Image | np.ndarray
+CROPS = ("auto", "none")
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit, beyond which a file counts as an attack
+MIN_SIDE = 32
+_DECODE_SIDE = 4096  # larger JPEGs are decoded at a half, a quarter or an eighth
+_DETECT_SIDE = 800  # faces are looked for in a picture of this size
+_DETECT_DOUBLINGS = 1  # … enlarged so often; the detector sees faces of 80 pixels and more
+_FACE_SHARE = 0.5  # of the square's side that the detector's box (brows to chin) takes
+
+
+def read_photo(source: PhotoSource) -> Image.Image:
+    """Reads a photo as 8-bit sRGB, upright.
+
+    EXIF rotation is applied, colour profiles and CMYK are converted, 16-bit pictures are scaled to
+    8 bits, transparent ones are laid on white, and very large JPEGs are decoded at a fraction of
+    their size.
+
+    Args:
+        source: a file, a Pillow image, or an array [h, w, 3] of uint8.
+
+    Returns:
+        The picture, mode "RGB".
+
+    Raises:
+        UserError: if there is no such file, it is not a picture or is cut off, it is animated or
+            has several pages, holds more than `MAX_PIXELS`, or is smaller than `MIN_SIDE`.
+    """
+    if isinstance(source, np.ndarray):
+        return _checked(_from_array(source), "the array")
+    if isinstance(source, Image.Image):
+        name = getattr(source, "filename", "") or "the image"
+        return _checked(_to_rgb(source, str(name)), str(name))
+    path = os.fspath(source)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at half its limit; `MAX_PIXELS` is where this function stops.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name the pictures in it") from None
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path} has more than {MAX_PIXELS // 10**6} million pixels; reduce it first"
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        raise UserError(f"{path} is not a picture that Pillow can read") from None
+    with image:
+        frames = getattr(image, "n_frames", 1)
+        # Phones store a second view or a depth map in the same JPEG ("MPO").
+        if frames > 1 and image.format != "MPO":
+            raise UserError(
+                f"{path} is animated or has several pages ({frames} frames); save one as a still "
+                "picture"
+            )
+        if max(image.size) > 2 * _DECODE_SIDE:
+            # Only JPEG listens; it decodes at the least fraction that is not below this size.
+            image.draft("RGB", (_DECODE_SIDE // 2, _DECODE_SIDE // 2))
+        try:
+            image.load()
+        except (
+            Exception
+        ) as error:  # decoders raise OSError, SyntaxError, zlib.error, struct.error …
+            raise UserError(f"{path} is damaged or cut off: {error}") from None
+        return _checked(_to_rgb(image, path), path)
+
+
+def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Finds faces, the largest first.
+
+    Args:
+        image: an upright RGB picture.
+
+    Returns:
+        Boxes from the brows to the chin: (left, top, width, height) in pixels.
+    """
+    scale = min(1.0, _DETECT_SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+    boxes = [
+        tuple(round(v / scale) for v in (box.left(), box.top(), box.width(), box.height()))
+        for box in _detector()(small, _DETECT_DOUBLINGS)
+    ]
+    return sorted(boxes, key=lambda box: -box[2] * box[3])  # type: ignore[return-value]
+
+
+def face_square(
+    box: tuple[int, int, int, int], width: int, height: int
+) -> tuple[int, int, int, int]:
+    """The square around a face: hair, chin and some shoulder, inside the picture.
+
+    Args:
+        box: left, top, width, height of the face in pixels, from brows to chin.
+        width: of the picture.
+        height: of the picture.
+
+    Returns:
+        left, top, right, bottom in pixels. At the picture's edge the square is moved, and where it
+        would be larger than the picture it has the length of the shorter side.
+    """
+    left, top, box_width, box_height = box
+    side = min(round(max(box_width, box_height) / _FACE_SHARE), width, height)
+    x = round(left + box_width / 2 - side / 2)
+    y = round(top + box_height / 2 - side / 2)
+    x, y = min(max(x, 0), width - side), min(max(y, 0), height - side)
+    return x, y, x + side, y + side
+
+
+def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.Image:
+    """Reads a photo and cuts out what the reference pass shall see.
+
+    Args:
+        source: as for `read_photo`.
+        size: side of the result in pixels: the base model's own picture size.
+        crop: `auto` cuts a square around the largest face. A photo that already measures size ×
+            size counts as prepared and is used whole. `none` looks for no face: the photo is
+            used as it is, only its longer side is cut to a square around the middle.
+
+    Returns:
+        The picture, size × size, mode "RGB".
+
+    Raises:
+        UserError: as `read_photo`; for an unknown `crop`; if `auto` finds no face.
+    """
+    if crop not in CROPS:
+        raise UserError(f"crop is {crop!r}; choose one of {', '.join(CROPS)}")
+    image = read_photo(source)
+    if image.size == (size, size):
+        return image
+    if crop == "auto":
+        faces = find_faces(image)
+        if not faces:
+            name = source if isinstance(source, str | os.PathLike) else "the photo"
+            raise UserError(
+                f"no face was found in {name}; cut a square around it yourself and pass "
+                'crop="none" (--crop none)'
+            )
+        image = image.crop(face_square(faces[0], *image.size))
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def to_array(image: Image.Image) -> Float[np.ndarray, "H W 3"]:
+    """A picture as float32 in [-1, 1], as the VAE takes it."""
+    return np.asarray(image, np.float32) / 127.5 - 1
+
+
+def from_array(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Grey levels of a picture in [-1, 1]; what lies outside is clipped."""
+    return np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+@functools.cache
+def _detector() -> Any:
+    import dlib  # here: it is needed only where a photo is not cut out yet
+
+    return dlib.get_frontal_face_detector()
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise UserError(
+            f"a photo given as an array has shape {array.shape} and type {array.dtype}; "
+            "it must be [height, width, 3] of uint8"
+        )
+    return Image.fromarray(array)
+
+
+def _checked(image: Image.Image, name: str) -> Image.Image:
+    if min(image.size) < MIN_SIDE:
+        raise UserError(
+            f"{name} has {image.width}×{image.height} pixels; each side needs at least {MIN_SIDE}"
+        )
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """8-bit sRGB, opaque, upright."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UserError(f"{name} holds floating-point pixels; save it with 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.round(np.clip(levels, 0, 65535) / 257).astype(np.uint8))
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image).convert("RGB")
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        try:
+            return ImageCms.profileToProfile(
+                image,
+                ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+                ImageCms.createProfile("sRGB"),
+                outputMode="RGB",
+            )  # type: ignore[return-value]
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a profile of another colour space than the pixels: it says nothing
+    return image.convert("RGB")
