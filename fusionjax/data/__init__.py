@@ -1,0 +1,1 @@
+"""Datasets, the input pipeline, photo preparation and the mini world."""

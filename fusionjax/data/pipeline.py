@@ -1,0 +1,150 @@
+"""From a dataset's folder to batches: the order depends on the seed alone, never on timing.
+
+Legend: b batch, H W picture pixels.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import grain
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fusionjax.errors import UserError
+
+Example = dict[str, Any]
+
+
+def open_records(folder: str | Path, split: str) -> Any:
+    """Opens one split of a TFDS ArrayRecord dataset; pictures stay encoded.
+
+    Args:
+        folder: the folder that holds `dataset_info.json`.
+        split: a split's name, slice or sum, such as `train`, `train[:100]` or `train+scenes`.
+
+    Returns:
+        A random-access source of examples: `len(source)`, `source[i]`.
+
+    Raises:
+        UserError: if there is no such dataset or split.
+    """
+    folder = Path(folder)
+    if not (folder / "dataset_info.json").is_file():
+        raise UserError(
+            f"data.folder is {str(folder)!r}; it holds no dataset_info.json: name the folder "
+            "of a TFDS dataset, or build one first"
+        )
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder))
+    names = [part.split("[")[0] for part in split.split("+")]
+    if any(name not in builder.info.splits for name in names):
+        raise UserError(
+            f"split {split!r} is not in {str(folder)!r}; there are "
+            f"{', '.join(sorted(builder.info.splits))}"
+        )
+    skip = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    return builder.as_data_source(split, decoders=skip or None)
+
+
+def decode_image(encoded: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes PNG or JPEG bytes (or passes an array on) to RGB.
+
+    Args:
+        encoded: the file's bytes, or an array [H, W, 3] of RGB values.
+
+    Returns:
+        RGB values.
+
+    Raises:
+        ValueError: if the bytes are no picture.
+    """
+    if isinstance(encoded, np.ndarray) and encoded.dtype == np.uint8 and encoded.ndim == 3:
+        return encoded
+    if isinstance(encoded, io.IOBase):
+        encoded = encoded.read()
+    picture = cv2.imdecode(np.frombuffer(bytes(encoded), np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError("not a readable picture")
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def to_unit(image: UInt8[np.ndarray, "*b H W 3"]) -> Float[np.ndarray, "*b H W 3"]:
+    """From 0..255 to -1..1, float32."""
+    return image.astype(np.float32) / 127.5 - 1
+
+
+def to_bytes(image: Float[Any, "*b H W 3"]) -> UInt8[np.ndarray, "*b H W 3"]:
+    """From -1..1 to 0..255, rounded and clipped."""
+    return np.clip(np.round((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+class Batches(Iterator[Example]):
+    """An endless iterator over batches whose position can be saved and set.
+
+    Each pass over the data is shuffled anew. A process gets its own share of every pass, so that
+    the processes together see each example once.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        make: Callable[[Example, np.random.Generator], Example],
+        *,
+        batch_size: int,
+        seed: int,
+        threads: int = 2,
+        buffered: int = 4,
+    ) -> None:
+        """Sets the order up; nothing is read yet.
+
+        Args:
+            source: random-access examples.
+            make: turns one example into arrays; its generator depends on the seed and the
+                example's position alone.
+            batch_size: examples a batch over all processes.
+            seed: decides the order and what `make` draws.
+            threads: threads that read ahead.
+            buffered: batches kept ready.
+
+        Raises:
+            UserError: if a batch cannot be filled or shared out.
+        """
+        processes = jax.process_count()
+        if batch_size % processes:
+            raise UserError(
+                f"batch_size is {batch_size}; it must be a multiple of the {processes} processes"
+            )
+        if len(source) < processes:
+            raise UserError(f"the split holds {len(source)} examples for {processes} processes")
+        local = batch_size // processes
+        dataset = (
+            grain.MapDataset.source(source)
+            .seed(seed)
+            .shuffle()
+            .slice(slice(jax.process_index(), None, processes))
+            .repeat()
+            .random_map(make)
+            .batch(local)
+        )
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
+        self._iterator = iter(dataset.to_iter_dataset(options))
+
+    def __next__(self) -> Example:
+        return next(self._iterator)
+
+    def position(self) -> dict[str, Any]:
+        """Where the iterator is, as JSON values."""
+        return self._iterator.get_state()
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Goes to a position that `position` returned in a run with the same data and seed."""
+        self._iterator.set_state(position)

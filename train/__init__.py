@@ -1,0 +1,1 @@
+"""`python -m train`: from pictures to an adapter (or a mini base model, or an autoencoder)."""

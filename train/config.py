@@ -1,0 +1,253 @@
+"""What a run is: typed, frozen, checked before anything is compiled.
+
+A file in `configs/` builds one of the runs below and calls it `config`. Every field can be
+changed on the command line (`--optimizer.learning-rate 3e-5`). The docstring under a field is
+what `--help` prints.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from fusionjax.errors import UserError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def _at_least(minimum: float, **values: float) -> None:
+    for name, value in values.items():
+        if value < minimum:
+            raise UserError(f"{name.replace('__', '.')} is {value}; it must be at least {minimum}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures come from."""
+
+    folder: str = "data/mini_faces"
+    """Folder of a TFDS dataset (ArrayRecord): the one that holds `dataset_info.json`."""
+    train_split: str = "train"
+    """Split that is trained on; TFDS slices such as `train[:1000]` work."""
+    validation_split: str = "validation"
+    """Split of the validation loss and the picture grids."""
+    threads: int = 2
+    """Threads that read and decode ahead of the device; the order never depends on them."""
+    buffered_batches: int = 4
+    """Batches kept ready."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, data__threads=self.threads, data__buffered_batches=self.buffered_batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warmup and clipping."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """How the learning rate goes on after the warmup; cosine ends at zero."""
+    warmup_steps: int = 50
+    """Steps of linear warmup."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay, on matrices and kernels only."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    accumulate_steps: int = 1
+    """Each batch is worked through in this many parts, one after the other, to save memory."""
+    ema_decay: float = 0.999
+    """Decay a step of the averaged weights that are validated and exported."""
+
+    def __post_init__(self) -> None:
+        _at_least(
+            0,
+            optimizer__learning_rate=self.learning_rate,
+            optimizer__warmup_steps=self.warmup_steps,
+            optimizer__weight_decay=self.weight_decay,
+        )
+        _at_least(1, optimizer__accumulate_steps=self.accumulate_steps)
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"optimizer.ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        if self.max_grad_norm <= 0:
+            raise UserError(f"optimizer.max_grad_norm is {self.max_grad_norm}; it must be > 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are used."""
+
+    data: int = -1
+    """Number of batch shards; -1 takes every device that fsdp leaves."""
+    fsdp: int = 1
+    """Number of shards of the frozen weights; 1 keeps a whole copy on each device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept to go on from."""
+
+    every_steps: int = 200
+    """Steps between checkpoints. SIGTERM saves one more."""
+    keep_last: int = 2
+    """Newest checkpoints kept, besides the one with the best validation loss."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """How a run is watched."""
+
+    every_steps: int = 200
+    """Steps between validations: a loss on fixed pictures and fixed noise, and a grid."""
+    examples: int = 64
+    """Pictures of the validation split that the loss is taken over."""
+    grid_rows: int = 6
+    """Rows of the picture grid."""
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            validation__every_steps=self.every_steps,
+            validation__examples=self.examples,
+            validation__grid_rows=self.grid_rows,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every run has, whatever it trains."""
+
+    name: str = "run"
+    """Name of the run; its folder is runs/<name>-<time>."""
+    output: str | None = None
+    """The run's folder, if not that. An existing run there is continued."""
+    resume: bool = True
+    """Continue the run found in the output folder; otherwise a run there is an error."""
+    init_from: str | None = None
+    """Another run whose averaged weights a fresh run starts from."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Pictures a step, over all devices and accumulation parts."""
+    seed: int = 0
+    """Seed of the order, the noise and the initial weights."""
+    precision: Precision = "float32"
+    """What the networks compute in; trained weights and their sums are always float32.
+    float16 uses dynamic loss scaling (V100); bfloat16 is for TPU and Ampere or later."""
+    max_skipped_in_row: int = 20
+    """A step whose gradient is not finite is skipped; so many in a row stop the run."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            max_skipped_in_row=self.max_skipped_in_row,
+            log_every_steps=self.log_every_steps,
+        )
+        if self.batch_size % self.optimizer.accumulate_steps:
+            raise UserError(
+                f"batch_size is {self.batch_size} and optimizer.accumulate_steps "
+                f"{self.optimizer.accumulate_steps}; the first must be a multiple of the second"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved run as plain JSON values; `kind` names the class."""
+        return {"kind": type(self).__name__, **json.loads(json.dumps(dataclasses.asdict(self)))}
+
+    def write(self, path: Path, **more: Any) -> None:
+        """Writes the resolved run to a JSON file, with further facts beside it."""
+        path.write_text(json.dumps({**self.to_json(), **more}, indent=2) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderRun(RunConfig):
+    """Trains a FlaxAutoencoderKL on pictures."""
+
+    block_out_channels: tuple[int, ...] = (32, 64, 96, 128)
+    """Channels by level; each level but the last halves the picture."""
+    layers_per_block: int = 1
+    """Residual blocks a level."""
+    latent_channels: int = 8
+    """Channels of the latents."""
+    norm_num_groups: int = 16
+    """Groups of each GroupNorm; must divide every level's channels."""
+    crop_px: int = 48
+    """Side of the random square crops that are trained on; the picture's own side takes it
+    whole. Crops are cheaper; finish with a short run on whole pictures (`--init-from`)."""
+    edge_weight: float = 1.0
+    """Weight of the L1 distance between the pictures' first differences."""
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence to a unit normal, a latent element."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(0, edge_weight=self.edge_weight, kl_weight=self.kl_weight)
+        reduction = 2 ** (len(self.block_out_channels) - 1)
+        if self.crop_px < reduction or self.crop_px % reduction:
+            raise UserError(f"crop_px is {self.crop_px}; it must be a multiple of {reduction}")
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise UserError(
+                    f"block_out_channels has {channels}, not a multiple of norm_num_groups "
+                    f"({self.norm_num_groups})"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRun(RunConfig):
+    """Trains a whole base model on cached latents: UNet and text encoder together."""
+
+    autoencoder: str = "runs/mini_vae"
+    """Run folder of the autoencoder."""
+    tokenizer: str = "fusionjax/assets/mini/tokenizer"
+    """Folder of the CLIP tokenizer."""
+    block_out_channels: tuple[int, ...] = (96, 160, 224)
+    """UNet channels by level, multiples of 32."""
+    layers_per_block: int = 1
+    """Residual (and transformer) blocks a level."""
+    attention_levels: int = 2
+    """How many of the upper levels have attention to the text; the middle always has."""
+    attention_heads: int = 8
+    """Heads of every attention."""
+    text_features: int = 160
+    """Width of the text encoder and of the UNet's text keys."""
+    text_layers: int = 2
+    """Transformer layers of the text encoder."""
+    text_heads: int = 4
+    """Heads of the text encoder."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    """What the UNet predicts."""
+    caption_dropout: float = 0.1
+    """Share of pictures trained with an empty caption, for classifier-free guidance."""
+    min_snr_gamma: float | None = None
+    """Ceiling of the signal-to-noise ratio in the loss weight; None weights all alike."""
+    guidance_scale: float = 4.0
+    """Classifier-free guidance in the picture grids."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for channels in self.block_out_channels:
+            if channels % 32:
+                raise UserError(f"block_out_channels has {channels}, not a multiple of 32")
+        if not 0 <= self.caption_dropout <= 1:
+            raise UserError(f"caption_dropout is {self.caption_dropout}; it must be in [0, 1]")
+        if not 1 <= self.attention_levels <= len(self.block_out_channels):
+            raise UserError(
+                f"attention_levels is {self.attention_levels}; "
+                f"it must be between 1 and {len(self.block_out_channels)}"
+            )

@@ -1,0 +1,237 @@
+"""A run from top to bottom: data, devices, state, steps, the end."""
+
+import datetime
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fusionjax.checkpoint import Checkpoints, latest_run_step
+from fusionjax.data.pipeline import Batches
+from fusionjax.errors import UserError
+from fusionjax.sharding import batch_sharding, frozen_sharding, make_mesh, put_batch, replicated
+from train.config import RunConfig
+from train.objectives import Objective, make_objective
+from train.step import init_state, make_optimizer, make_step
+from train.watch import Watch, scalars
+
+
+def run(config: RunConfig) -> Path:
+    """Trains.
+
+    Args:
+        config: the whole run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: if something that the run names is missing, does not fit, or the run cannot go
+            on.
+    """
+    # ---- Where it is written, and whether it goes on from there ----
+    folder = run_folder(config)
+    writes = jax.process_index() == 0
+    going_on = _is_continued(config, folder)
+
+    # ---- What is trained, on what, where ----
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    _check_batch(config, mesh.size)
+    objective = make_objective(config)
+    batches = Batches(
+        objective.source(config.data.train_split),
+        objective.make,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        threads=config.data.threads,
+        buffered=config.data.buffered_batches,
+    )
+    frozen = jax.device_put(objective.frozen, frozen_sharding(mesh, objective.frozen))
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.write(folder / "config.json", **objective.describe())
+
+    # ---- The state: fresh, or exactly where the run was ----
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    params = _initial(config, objective, init_key)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = jax.device_put(init_state(params, optimizer, config.precision), replicated(mesh))
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last)
+    if going_on and (latest := checkpoints.latest()) is not None:
+        state, position = checkpoints.restore(latest, state)
+        batches.seek(position)
+
+    # ---- The step, compiled with its shardings ----
+    train_step = jax.jit(
+        make_step(objective.loss, optimizer, config.optimizer, config.precision),
+        in_shardings=(replicated(mesh), frozen_sharding(mesh, frozen), batch_sharding(mesh), None),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        donate_argnums=0,
+    )
+    validate = jax.jit(objective.loss)
+
+    # ---- The loop ----
+    done = int(state.step)
+    watch = Watch(folder, steps=config.steps, done=done, enabled=writes)
+    held_out = _validation_batches(config, objective)
+    stop = _stop_on_sigterm()
+    clock = _Clock()
+    while done < config.steps and not stop.is_set():
+        with clock.waiting():
+            batch = put_batch(mesh, next(batches))
+        state, metrics = train_step(state, frozen, batch, step_key)
+        done += 1
+
+        if done % config.log_every_steps == 0 or done == config.steps:
+            values = scalars(metrics) | clock.read(config.batch_size)
+            _stop_if_hopeless(config, values, done)
+            watch.metrics(done, values)
+            watch.step({"loss": f"{values['loss']:.4f}", "img/s": f"{values['images_s']:.1f}"})
+        else:
+            watch.step()
+
+        held_out_loss = None
+        if done % config.validation.every_steps == 0 or done == config.steps:
+            values = _validation_loss(validate, state.ema, frozen, held_out)
+            watch.metrics(done, values, group="validation")
+            held_out_loss = values["loss"]
+            watch.grid(done, objective.grid(jax.device_get(state.ema)))
+            clock.restart()
+        if done % config.checkpoint.every_steps == 0 or done == config.steps:
+            checkpoints.save(done, state, batches.position(), held_out_loss)
+
+    # ---- The end ----
+    if stop.is_set() and checkpoints.latest() != done:
+        checkpoints.save(done, state, batches.position())
+    checkpoints.close()
+    if writes and done == config.steps:
+        objective.export(jax.device_get(state.ema), folder)
+        watch.say(f"{folder}\n{objective.how_to_use(folder)}")
+    watch.close()
+    return folder
+
+
+def run_folder(config: RunConfig) -> Path:
+    """The run's folder: as asked for, else runs/<name>-<time>."""
+    if config.output is not None:
+        return Path(config.output)
+    return Path("runs") / f"{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _is_continued(config: RunConfig, folder: Path) -> bool:
+    """Whether a run lies in the folder; checks that it is one that this one can continue."""
+    if not (folder / "config.json").is_file():
+        return False
+    if not config.resume:
+        raise UserError(f"{str(folder)!r} already holds a run; name another --output")
+    before, now = json.loads((folder / "config.json").read_text()), config.to_json()
+    harmless = {
+        "name", "output", "resume", "init_from", "log_every_steps", "mesh", "checkpoint",
+        "validation", "max_skipped_in_row",
+    }  # fmt: skip
+    for name in now.keys() - harmless:
+        if before.get(name) != now[name]:
+            raise UserError(
+                f"{str(folder)!r} was begun with {name} {before.get(name)!r} and is to be "
+                f"continued with {now[name]!r}; name another --output or leave {name} as it was"
+            )
+    return True
+
+
+def _check_batch(config: RunConfig, devices: int) -> None:
+    parts = config.optimizer.accumulate_steps * devices
+    if config.batch_size % parts:
+        raise UserError(
+            f"batch_size is {config.batch_size}; it must be a multiple of {parts} "
+            f"({devices} devices × {config.optimizer.accumulate_steps} accumulated parts)"
+        )
+
+
+def _initial(config: RunConfig, objective: Objective, key: jax.Array) -> Any:
+    """Fresh weights, or another run's averaged ones."""
+    fresh = objective.init(key)
+    if config.init_from is None:
+        return fresh
+    checkpoints, step = latest_run_step(config.init_from)
+    other = Checkpoints(checkpoints, read_only=True)
+    given = other.restore_ema(step)
+    other.close()
+    if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, fresh):
+        raise UserError(f"init_from is {config.init_from!r}; its weights have other shapes")
+    return given
+
+
+def _validation_batches(config: RunConfig, objective: Objective) -> list[dict[str, np.ndarray]]:
+    """The first pictures of the validation split, always made alike."""
+    source = objective.source(config.data.validation_split)
+    count = min(config.validation.examples, len(source))
+    size = min(config.batch_size, count)
+    examples = [
+        objective.make(source[i], np.random.default_rng(i)) for i in range(count - count % size)
+    ]
+    return [
+        {name: np.stack([x[name] for x in examples[start : start + size]]) for name in examples[0]}
+        for start in range(0, len(examples), size)
+    ]
+
+
+def _validation_loss(
+    validate: Any, params: Any, frozen: Any, batches: list[dict[str, np.ndarray]]
+) -> dict[str, float]:
+    """Mean metrics over the validation batches, with the same noise every time."""
+    rows = []
+    for number, batch in enumerate(batches):
+        loss, metrics = validate(params, frozen, batch, jax.random.key(number))
+        rows.append(scalars({"loss": loss, **metrics}))
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _stop_if_hopeless(config: RunConfig, values: dict[str, float], done: int) -> None:
+    if values["skipped_in_row"] >= config.max_skipped_in_row:
+        raise UserError(
+            f"{int(values['skipped_in_row'])} steps in a row up to step {done} had a gradient that "
+            "is not finite; lower optimizer.learning_rate, or use precision bfloat16 or float32"
+        )
+
+
+def _stop_on_sigterm() -> threading.Event:
+    """Set by SIGTERM: the loop saves and ends."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop
+
+
+class _Clock:
+    """Pictures a second, and the share of the time that the device waited for input."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def waiting(self) -> Any:
+        return self
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self._waited += time.perf_counter() - self._begun
+        self._steps += 1
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        took = time.perf_counter() - self._since
+        result = {
+            "images_s": batch_size * self._steps / took,
+            "step_s": took / max(self._steps, 1),
+            "input_wait_share": self._waited / took,
+        }
+        self.restart()
+        return result

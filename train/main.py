@@ -1,0 +1,99 @@
+"""The command line of `python -m train`."""
+
+import difflib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+CPU_SETTINGS = {
+    # Measured on 2 cores: 0.85 s a step with these, 1.3 s without.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count={cores} "
+    "--xla_cpu_multi_thread_eigen=false",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the config file and the overrides, and trains.
+
+    Args:
+        arguments: the command line without the program's name.
+
+    Returns:
+        The exit status: 0, or 2 after an error that the user can mend.
+    """
+    _use_cpu_settings(arguments)
+    from fusionjax.errors import UserError
+
+    try:
+        config = read_config(arguments)
+        from train.loop import run
+
+        run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_config(arguments: list[str]):  # type: ignore[no-untyped-def]
+    """The config file that the command line names, with its overrides.
+
+    Args:
+        arguments: an optional config (a path, or a name in configs/) and `--field value` pairs.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: if there is no such config, or a value is out of range.
+    """
+    import tyro
+
+    named = bool(arguments) and not arguments[0].startswith("-")
+    path = _config_path(arguments[0] if named else "mini")
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    default = module.config
+    return tyro.cli(
+        type(default),
+        default=default,
+        args=arguments[1:] if named else arguments,
+        prog=f"python -m train {path}",
+        description=module.__doc__,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def _config_path(name: str) -> Path:
+    """Finds a config by path, or by its name in configs/."""
+    from fusionjax.errors import UserError
+
+    shelf = Path(__file__).parent.parent / "configs"
+    for path in (Path(name), shelf / f"{name}.py", shelf / name):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in shelf.glob("*.py"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise UserError(f"there is no config {name!r}; {hint}")
+
+
+def _use_cpu_settings(arguments: list[str]) -> None:
+    """On a machine without an accelerator, starts again with the settings that train fastest.
+
+    They must be in the environment before the process starts. Whoever has set any of them, or
+    JAX_PLATFORMS, is left alone.
+    """
+    if any(name in os.environ for name in (*CPU_SETTINGS, "JAX_PLATFORMS")):
+        return
+    if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio")):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    settings = {name: value.format(cores=min(cores, 4)) for name, value in CPU_SETTINGS.items()}
+    os.environ.update(settings, JAX_PLATFORMS="cpu")
+    os.execv(sys.executable, [sys.executable, "-m", "train", *arguments])

@@ -1,0 +1,65 @@
+"""What a run trains: one objective each for the adapter, the base model and the autoencoder.
+
+The loop asks an objective for data, initial weights, a loss and pictures, and knows nothing else
+about it.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from fusionjax.errors import UserError
+from train.config import AutoencoderRun, BaseRun, RunConfig
+from train.step import Batch, Metrics, Params
+
+
+class Objective(Protocol):
+    """What the loop needs to know."""
+
+    frozen: Any
+    """Weights that the loss reads and nothing trains."""
+
+    def source(self, split: str) -> Any:
+        """Random-access examples of one split."""
+
+    def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One example as arrays of fixed shapes, ready to be batched."""
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh trainable weights, float32."""
+
+    def loss(
+        self, params: Params, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Mean loss over a batch and further scalar metrics; pure."""
+
+    def grid(self, params: Params) -> np.ndarray:
+        """A picture that shows how far training has come, from fixed noise: uint8 [H, W, 3]."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the run's config.json records beside the configuration."""
+
+    def export(self, params: Params, folder: Path) -> None:
+        """Writes the averaged weights in a form that others read."""
+
+    def how_to_use(self, folder: Path) -> str:
+        """The command to type after the run."""
+
+
+def make_objective(config: RunConfig) -> Objective:
+    """Builds the objective of a run; loads what it is trained on top of.
+
+    Raises:
+        UserError: if something that the run names is missing or does not fit.
+    """
+    if isinstance(config, AutoencoderRun):
+        from train.objectives.autoencoder import AutoencoderObjective
+
+        return AutoencoderObjective(config)
+    if isinstance(config, BaseRun):
+        from train.objectives.base_model import BaseModelObjective
+
+        return BaseModelObjective(config)
+    raise UserError(f"a run of kind {type(config).__name__} trains nothing")

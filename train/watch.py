@@ -1,0 +1,87 @@
+"""What a run tells while it trains: a progress line, metrics.jsonl, TensorBoard, picture grids."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Watch:
+    """Writes a run's records; one process of a run has one, the others write nothing."""
+
+    def __init__(self, folder: Path, *, steps: int, done: int, enabled: bool = True) -> None:
+        """Opens the run's files to be appended to.
+
+        Args:
+            folder: the run's folder.
+            steps: steps of the whole run.
+            done: steps already done; later lines of an earlier, killed attempt are dropped.
+            enabled: False makes every method do nothing.
+        """
+        self.enabled = enabled
+        if not enabled:
+            return
+        (folder / "grids").mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._lines: TextIO = _continued(folder / "metrics.jsonl", done)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+        self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+
+    def step(self, shown: Mapping[str, str] | None = None) -> None:
+        """One more step is done; `shown` goes to the right of the bar."""
+        if self.enabled:
+            if shown:
+                self._bar.set_postfix(shown, refresh=False)
+            self._bar.update()
+
+    def metrics(self, step: int, values: Mapping[str, float], *, group: str = "train") -> None:
+        """Writes scalars of one step."""
+        if self.enabled:
+            line = {"step": step, "time": round(time.time(), 3), "group": group, **values}
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def grid(self, step: int, picture: np.ndarray) -> None:
+        """Writes a picture, uint8 [H, W, 3], to the run's `grids/`."""
+        if self.enabled:
+            Image.fromarray(picture).save(self._folder / "grids" / f"{step:06d}.png")
+            self._board.add_image("grid", picture, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self.enabled:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self.enabled:
+            self._bar.close()
+            self._board.close()
+            self._lines.close()
+
+
+def _continued(path: Path, done: int) -> TextIO:
+    """Opens metrics.jsonl without the lines that a resumed run is about to write again."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= done:
+                    kept.append(line)
+            except ValueError:  # cut off by a kill
+                break
+        path.write_text("".join(kept))
+    return path.open("a")
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Brings scalars from the device."""
+    return {name: float(value) for name, value in metrics.items()}
