@@ -1,14 +1,14 @@
-"""The mini world on disk: a TFDS dataset of drawn people, their captions and their reference photos.
+"""The mini world on disk: a TFDS dataset of drawn people, captions and reference photos.
 
-`build` draws the pictures on all cores and writes ArrayRecord files; TensorFlow is neither needed to
-write them nor to read them. From the command line:
+`build` draws the pictures on all cores and writes ArrayRecord files; TensorFlow is neither needed
+to write them nor to read them. From the command line:
 
     python -m fusionjax.data.mini_faces data/mini_faces
 
 draws 12,000 training pictures in a few minutes. Read it with
-`tfds.builder_from_directory("data/mini_faces").as_data_source("train")`. Splits: `train`, `validation`
-and `test` hold pictures of one person each, and no person is in two of them; `scenes` holds pictures of
-two and three training people.
+`tfds.builder_from_directory("data/mini_faces").as_data_source("train")`. Splits: `train`,
+`validation` and `test` hold pictures of one person each, and no person is in two of them; `scenes`
+holds pictures of two and three training people, and `train+scenes` reads both.
 """
 
 import functools
@@ -111,8 +111,8 @@ def draw_scene(index: int, plan: Plan) -> list[Example]:
         plan: The seed and the number of people.
 
     Returns:
-        A key and an example: a reference photo for each person from left to right, the identities joined
-        by "+", the first person's face box, and the attributes of all as a list.
+        A key and an example: a reference photo for each person from left to right, the identities
+        joined by "+", the first person's face box, and the attributes of all as a list.
     """
     rng = np.random.default_rng([plan.seed, len(SPLITS), index])
     persons = [

@@ -1,7 +1,10 @@
 """The mini base's tokenizer: byte-pair encoding learnt from captions, in CLIP's file format.
 
-`transformers.CLIPTokenizer.from_pretrained(folder)` loads what `train_tokenizer` writes, with CLIP's
-conventions: text in small letters, `<|startoftext|>` first, `<|endoftext|>` last and as padding, 77 tokens.
+`transformers.CLIPTokenizer.from_pretrained(folder)` loads what `train_tokenizer` writes, with
+CLIP's conventions: text in small letters, `<|startoftext|>` first, `<|endoftext|>` last and as
+padding, 77 tokens. The shipped one was made by
+
+    python -m fusionjax.data.mini_tokenizer fusionjax/assets/mini/tokenizer
 """
 
 import json
@@ -49,8 +52,8 @@ def train_tokenizer(
 
     Args:
         captions: The texts to learn from.
-        folder: Where `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json` go.
-        vocabulary: The largest number of tokens: 512 for the bytes, then merges, and the two special tokens.
+        folder: Where `vocab.json`, `merges.txt` and two files of settings go.
+        vocabulary: The largest number of tokens: 512 bytes, merges, two special ones.
 
     Returns:
         The folder.

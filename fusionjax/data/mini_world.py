@@ -1,12 +1,12 @@
 """A small world of drawn people: who they are, what they do and wear, and what one says of it.
 
-*Identity* is what a person keeps: hair style, hair colour, skin, facial hair, glasses. *Circumstance*
-is what changes from picture to picture: expression, clothes, background, style, framing. The drawings
-are avatars from `python-avatars` (MIT) rasterised by `resvg-py`; backgrounds are a few SVG shapes.
+*Identity* is what a person keeps: hair style, hair colour, skin, facial hair, glasses.
+*Circumstance* is what changes from picture to picture: expression, clothes, background, style,
+framing. The drawings are avatars from `python-avatars` (MIT) rasterised by `resvg-py`.
 
 Everything is a function of its arguments and of a NumPy generator, so the same seed draws the same
-picture. People are split into train, validation and test by a hash of their identity: a test person's
-combination of traits is never drawn for training.
+picture. People are split into train, validation and test by a hash of their identity: a test
+person's combination of traits is never drawn for training.
 """
 
 import functools
@@ -21,6 +21,8 @@ import python_avatars as avatars
 import resvg_py
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
+
+from fusionjax.data.mini_world_places import PLACES, PLAIN_BACKGROUNDS, background_svg
 
 PICTURE_PIXELS = 96
 
@@ -125,102 +127,7 @@ _UNIFORM_COLORS = {
     "sailor shirt": "url(#stripes)",
 }
 
-PLAIN_BACKGROUNDS = {
-    "white": "#FFFFFF",
-    "grey": "#9AA0A6",
-    "blue": "#8EC5F2",
-    "yellow": "#F7E08A",
-    "pink": "#F7BFD0",
-    "green": "#A9DDA3",
-}
-_SCENES = {
-    "garden": '<rect width="96" height="96" fill="#9ED8F5"/><rect y="52" width="96" height="44" fill="#58B04B"/>'
-    + "".join(
-        f'<circle cx="{x}" cy="{y}" r="3.4" fill="{c}"/><circle cx="{x}" cy="{y}" r="1.3" fill="#FFF3B0"/>'
-        for x, y, c in (
-            (6, 60, "#E8436E"),
-            (17, 71, "#F7D23E"),
-            (8, 84, "#FFFFFF"),
-            (88, 61, "#F7D23E"),
-            (79, 72, "#E8436E"),
-            (90, 84, "#FFFFFF"),
-            (28, 60, "#FFFFFF"),
-            (69, 59, "#E8436E"),
-        )
-    )
-    + '<circle cx="8" cy="34" r="13" fill="#2E7D3A"/><rect x="6" y="44" width="4" height="12" fill="#7A4B2A"/>'
-    '<circle cx="88" cy="34" r="13" fill="#2E7D3A"/><rect x="86" y="44" width="4" height="12" fill="#7A4B2A"/>',
-    "beach": '<rect width="96" height="96" fill="#8FD3F4"/><circle cx="82" cy="13" r="8" fill="#FFD93B"/>'
-    '<rect y="44" width="96" height="22" fill="#1E88C9"/><rect y="44" width="96" height="2" fill="#FFFFFF"/>'
-    '<rect y="64" width="96" height="32" fill="#F2D79B"/>',
-    "city": '<rect width="96" height="96" fill="#14193C"/><circle cx="15" cy="12" r="6" fill="#F6EFC0"/>'
-    + "".join(
-        f'<rect x="{x}" y="{y}" width="{w}" height="96" fill="{c}"/>'
-        + "".join(
-            f'<rect x="{u}" y="{v}" width="4" height="5" fill="#FFD95A"/>'
-            for v in range(y + 5, 90, 12)
-            for u in range(x + 3, x + w - 4, 7)
-        )
-        for x, y, w, c in (
-            (-2, 38, 18, "#3A3F6B"),
-            (16, 24, 15, "#2A2F5A"),
-            (66, 20, 14, "#2A2F5A"),
-            (80, 34, 18, "#3A3F6B"),
-        )
-    ),
-    "snow": '<rect width="96" height="96" fill="#C9E2F2"/><path d="M-10 66 L16 22 L42 66 Z" fill="#7D93A8"/>'
-    '<path d="M16 22 L8 36 L14 33 L18 37 L24 36 Z" fill="#FFFFFF"/><path d="M54 66 L82 18 L112 66 Z" fill="#7D93A8"/>'
-    '<path d="M82 18 L73 34 L80 31 L85 35 L92 34 Z" fill="#FFFFFF"/><rect y="62" width="96" height="34" fill="#FFFFFF"/>'
-    + "".join(
-        f'<circle cx="{x}" cy="{y}" r="1.8" fill="#FFFFFF"/>'
-        for x, y in (
-            (5, 8),
-            (20, 14),
-            (36, 6),
-            (60, 7),
-            (74, 10),
-            (90, 5),
-            (4, 30),
-            (92, 42),
-            (10, 50),
-            (60, 40),
-        )
-    ),
-    "library": '<rect width="96" height="96" fill="#6B4226"/>'
-    + "".join(
-        f'<rect x="{x}" y="{y}" width="9" height="26" fill="{c}"/>'
-        for y, shift in ((3, 0), (35, 2), (67, 4))
-        for x, c in zip(
-            range(1, 96, 10),
-            itertools.islice(
-                itertools.cycle(("#B5382E", "#2E6E8E", "#D9A441", "#3E7D4E", "#E8DCC0")),
-                shift,
-                None,
-            ),
-            strict=False,
-        )
-    ),
-    "space": '<rect width="96" height="96" fill="#0B0B1E"/><circle cx="80" cy="18" r="12" fill="#E0793B"/>'
-    '<ellipse cx="80" cy="18" rx="19" ry="4" fill="none" stroke="#F3D9A6" stroke-width="2"/>'
-    '<circle cx="8" cy="52" r="9" fill="#4E8FD0"/>'
-    + "".join(
-        f'<circle cx="{x}" cy="{y}" r="1.5" fill="#FFFFFF"/>'
-        for x, y in (
-            (8, 8),
-            (22, 18),
-            (12, 32),
-            (34, 5),
-            (58, 8),
-            (90, 44),
-            (84, 62),
-            (4, 76),
-            (24, 62),
-            (92, 80),
-            (70, 40),
-        )
-    ),
-}
-BACKGROUNDS = (*PLAIN_BACKGROUNDS, *_SCENES)
+BACKGROUNDS = (*PLAIN_BACKGROUNDS, *PLACES)
 _PLACE_WORDS = {
     "garden": ("in a garden", "in a garden with flowers"),
     "beach": ("at the beach", "on a sunny beach"),
@@ -239,7 +146,7 @@ _STYLE_WORDS = {
 SPLITS = ("train", "validation", "test")
 _SPLIT_PERCENT = (80, 10, 10)
 
-# The head with its hair, and the middle of the figure, in the avatar's own units (264 wide, 280 high).
+# The head with its hair, and the figure's middle, in the avatar's own units (264 wide, 280 high).
 _HEAD = (50.0, 8.0, 214.0, 198.0)
 _MIDDLE_X = 132.0
 
@@ -292,8 +199,8 @@ TRAITS: dict[str, tuple[str, ...]] = {
 class Circumstance:
     """What changes from picture to picture.
 
-    `clothes_color` is "" for clothes which have their own colours. `zoom` is the width of the view in
-    avatar units (226 is near, 248 is far); the shifts are in the same units.
+    `clothes_color` is "" for clothes which have their own colours. `zoom` is the width of the view
+    in avatar units (226 is near, 248 is far); the shifts are in the same units.
     """
 
     expression: str = "neutral"
@@ -422,7 +329,7 @@ def random_circumstance(rng: np.random.Generator, *, style: str | None = None) -
     clothes = _choose(rng, tuple(CLOTHES))
     color = _choose(rng, tuple(CLOTHES_COLORS))
     place = (
-        _choose(rng, tuple(_SCENES))
+        _choose(rng, tuple(PLACES))
         if rng.random() < 0.6
         else _choose(rng, tuple(PLAIN_BACKGROUNDS))
     )
@@ -458,18 +365,19 @@ def draw(
     return _apply_style(canvas.convert("RGB"), circumstance.style)
 
 
-def face_box(circumstance: Circumstance) -> tuple[float, float, float, float]:
+def face_box(circumstance: Circumstance, *, clip: bool = True) -> tuple[float, float, float, float]:
     """Where the head with its hair is.
 
     Args:
         circumstance: The picture's circumstance; only the framing matters.
+        clip: Whether the box ends where the picture ends.
 
     Returns:
-        ymin, xmin, ymax, xmax as fractions of the picture, inside [0, 1].
+        ymin, xmin, ymax, xmax as fractions of the picture; clipped, they are inside [0, 1].
     """
     left, top, side = circumstance.view
     box = np.array([_HEAD[1] - top, _HEAD[0] - left, _HEAD[3] - top, _HEAD[2] - left]) / side
-    ymin, xmin, ymax, xmax = (float(value) for value in np.clip(box, 0, 1))
+    ymin, xmin, ymax, xmax = (float(value) for value in (np.clip(box, 0, 1) if clip else box))
     return ymin, xmin, ymax, xmax
 
 
@@ -529,7 +437,7 @@ def draw_scene(
     )
 
 
-# For two and three people: pictures' sides per avatar unit, the middles, the view's top in avatar units.
+# For two and three people: picture sides per avatar unit, the figures' middles, the view's top.
 _PLACES: dict[int, tuple[float, tuple[float, ...], float]] = {
     2: (1 / 300, (0.27, 0.73), -50.0),
     3: (1 / 400, (0.19, 0.5, 0.81), -124.0),
@@ -673,7 +581,8 @@ _BUTTONS = "".join(
 )
 _STRIPES = (
     '<defs><pattern id="stripes" width="264" height="20" patternUnits="userSpaceOnUse">'
-    '<rect width="264" height="20" fill="#FFFFFF"/><rect y="4" width="264" height="9" fill="#1F3F8F"/></pattern></defs>'
+    '<rect width="264" height="20" fill="#FFFFFF"/>'
+    '<rect y="4" width="264" height="9" fill="#1F3F8F"/></pattern></defs>'
 )
 _FACE = '<g id="transparent_Face"'
 _SVG_SIZE = 'width="264px" height="280px" viewBox="0 0 264 280"'
@@ -721,10 +630,7 @@ def _figure(
 
 @functools.lru_cache(maxsize=64)
 def _background(name: str, pixels: int) -> Image.Image:
-    shapes = _SCENES.get(name) or f'<rect width="96" height="96" fill="{PLAIN_BACKGROUNDS[name]}"/>'
-    return _rasterise(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 96">{shapes}</svg>', pixels
-    )
+    return _rasterise(background_svg(name), pixels)
 
 
 def _rasterise(svg: str, pixels: int) -> Image.Image:
