@@ -5,39 +5,36 @@ Images lie in [-1, 1]; latents are multiplied by the VAE's scaling factor, so th
 about one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, Int, Key
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array as JaxArray
+from jaxtyping import Float, Int, Key
 from safetensors.numpy import save_file
 from transformers import CLIPTokenizer
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.flax_compat import quiet_diffusers
-from fusionjax.interop import configs, names
-from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.interop import configs, names, sources
+from fusionjax.interop.load import Change, fill
+from fusionjax.interop.lora import Lora, read_lora
+from fusionjax.interop.lora import parse as parse_lora
+from fusionjax.interop.tokenizer import load_tokenizer, tokenizer_for_file
 
+Array = JaxArray | np.ndarray
 Params = dict[str, Any]
 
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-_BUFFERS = ("text_model.embeddings.position_ids",)  # not parameters, in older files
 _FINGERPRINT_SAMPLES = 1024
 
 
@@ -47,9 +44,9 @@ class BaseModel:
 
     Attributes:
         tokenizer: turns prompts into token ids.
-        text_encoder: the CLIP text encoder's Flax module.
-        vae: the autoencoder's Flax module.
-        unet: the denoiser's Flax module; run it through `fusionjax.FusionUNet`.
+        text_encoder: the CLIP text encoder, a `FlaxCLIPTextModule`.
+        vae: the autoencoder, a `FlaxAutoencoderKL`.
+        unet: the denoiser, a `FlaxUNet2DConditionModel`; run it through `fusionjax.FusionUNet`.
         params: their parameters under "text_encoder", "vae", "unet".
         schedule: the noise schedule that the UNet was trained with.
         source: where it was loaded from, as the user named it.
@@ -57,9 +54,9 @@ class BaseModel:
     """
 
     tokenizer: CLIPTokenizer
-    text_encoder: FlaxCLIPTextModule
-    vae: FlaxAutoencoderKL
-    unet: FlaxUNet2DConditionModel
+    text_encoder: Any
+    vae: Any
+    unet: Any
     params: Params
     schedule: NoiseSchedule
     source: str = ""
@@ -67,49 +64,34 @@ class BaseModel:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, dtype: Any = jnp.float32
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        dtype: Any = jnp.float32,
+        vae: str | os.PathLike[str] | None = None,
+        lora: Sequence[str | os.PathLike[str]] = (),
+        tokenizer: str | os.PathLike[str] | None = None,
     ) -> "BaseModel":
-        """Loads a base model.
+        """Loads a base model, one tensor at a time.
 
         Args:
-            source: a diffusers folder with safetensors.
+            source: a diffusers folder (safetensors or Flax weights), one `.safetensors` file in
+                the original layout, or a name on the Hugging Face hub: `owner/name`, or
+                `owner/name/file.safetensors`.
             dtype: the type of the parameters and of the computation.
+            vae: replaces the VAE (or stands in for a missing one): a folder, file or name.
+            lora: files `FILE` or `FILE:scale`, merged into UNet and text encoder in this order.
+            tokenizer: a folder with `vocab.json` and `merges.txt`. A single file has none; without
+                this, a folder `tokenizer` beside it is used, or else CLIP's own.
 
         Returns:
             The model.
 
         Raises:
-            UserError: if something is missing, damaged, or of another kind.
+            UserError: if something is missing, left over, damaged, or of another kind.
         """
         quiet_diffusers()
-        folder = Path(source)
-        if not folder.is_dir():
-            raise UserError(f"{source} is not a folder")
-        builders = {
-            "text_encoder": configs.text_encoder_from_config,
-            "vae": configs.vae_from_config,
-            "unet": configs.unet_from_config,
-        }
-        modules, params = {}, {}
-        sampler = _Fingerprint()
-        for part, build in builders.items():
-            config_path = folder / part / "config.json"
-            modules[part] = build(configs.read_json(config_path), str(config_path), dtype)
-            with SafetensorsFile(folder / part / f"{_WEIGHTS[part]}.safetensors") as file:
-                params[part] = _fill(
-                    modules[part], file, dtype, sampler if part == "unet" else None
-                )
-        scheduler = configs.read_json(folder / "scheduler" / "scheduler_config.json")
-        return cls(
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            text_encoder=modules["text_encoder"],
-            vae=modules["vae"],
-            unet=modules["unet"],
-            params=params,
-            schedule=NoiseSchedule.from_config(scheduler),
-            source=os.fspath(source),
-            recorded_fingerprint=sampler.hexdigest(),
-        )
+        return _load(cls, source, dtype, vae, lora, tokenizer)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: Any = jnp.float16) -> None:
         """Writes the diffusers folder layout with PyTorch's names, so that PyTorch loads it too.
@@ -124,7 +106,7 @@ class BaseModel:
             (root / part).mkdir(parents=True, exist_ok=True)
             _write_json(root / part / "config.json", configs.to_config(module))
             state = names.to_torch_state(self.params[part], dtype)
-            path = root / part / f"{_WEIGHTS[part]}.safetensors"
+            path = root / part / f"{sources.WEIGHTS[part]}.safetensors"
             save_file(state, path, metadata={"format": "pt"})
         self.tokenizer.save_pretrained(root / "tokenizer")
         (root / "scheduler").mkdir(exist_ok=True)
@@ -267,25 +249,74 @@ class _Fingerprint:
         return total.hexdigest()
 
 
-def _fill(module: Any, file: SafetensorsFile, dtype: Any, sampler: _Fingerprint | None) -> Params:
-    """The module's parameters from a file with PyTorch's names, one tensor at a time."""
-    wanted = names.torch_names(module)
-    missing = [name for name in wanted if name not in file]
-    unused = [name for name in file if name not in wanted and name not in _BUFFERS]
-    if missing or unused:
-        raise UserError(
-            f"{file.path} does not fit its config.json; missing: {missing[:3]}, "
-            f"left over: {unused[:3]}"
-        )
-    filled: dict[names.ParamPath, jax.Array] = {}
-    for name, (path, shape) in wanted.items():
-        array = names.to_flax_layout(path, file.read(name), len(shape))
-        if array.shape != shape:
-            raise UserError(f"{file.path}: {name} has shape {file[name]}, not {shape} (Flax)")
-        if sampler is not None:
-            sampler.add(path, array)
-        filled[path] = jnp.asarray(np.ascontiguousarray(array, dtype))
-    return unflatten_dict(filled)
+def _load(
+    cls: type[BaseModel], source: Any, dtype: Any, vae: Any, loras: Sequence[Any], tokenizer: Any
+) -> BaseModel:
+    fingerprint = _Fingerprint()
+    with contextlib.ExitStack() as files:
+        parts = sources.open_base(source, dtype, vae, files)
+        words = parts["text_encoder"].module.config.vocab_size
+        if tokenizer is not None:
+            tokens = load_tokenizer(tokenizer)
+        elif parts["unet"].folder is not None:
+            tokens = load_tokenizer(parts["unet"].folder / "tokenizer")
+        else:
+            tokens = tokenizer_for_file(parts["unet"].tensors.path, words)
+        if len(tokens) > words:
+            raise UserError(
+                f"{source}: the tokenizer has {len(tokens)} tokens and the text encoder knows "
+                f"{words}; they do not belong together"
+            )
+        changes = _merges(parts, loras)
+        params = {
+            name: fill(
+                part.wanted,
+                part.tensors,
+                part.located,
+                dtype,
+                changes=changes.get(name),
+                see=fingerprint.add if name == "unet" else None,
+            )
+            for name, part in parts.items()
+        }
+    return cls(
+        tokenizer=tokens,
+        text_encoder=parts["text_encoder"].module,
+        vae=parts["vae"].module,
+        unet=parts["unet"].module,
+        params=params,
+        schedule=parts["unet"].schedule,
+        source=os.fspath(source),
+        recorded_fingerprint=fingerprint.hexdigest(),
+    )
+
+
+def _merges(
+    parts: Mapping[str, sources.Part], loras: Sequence[str | os.PathLike[str]]
+) -> dict[str, dict[str, Change]]:
+    """For each part and parameter, the function that merges all LoRAs into it."""
+    shapes = {
+        name: {
+            parameter: names.to_torch_shape(path, shape)
+            for parameter, (path, shape) in parts[name].wanted.items()
+        }
+        for name in ("unet", "text_encoder")
+    }
+    found: dict[str, dict[str, list[Lora]]] = {name: {} for name in shapes}
+    for entry in loras:
+        path, scale = parse_lora(entry)
+        layers = parts["unet"].module.layers_per_block
+        for name, updates in read_lora(path, scale, shapes, layers).items():
+            for parameter, update in updates.items():
+                found[name].setdefault(parameter, []).append(update)
+
+    def merge_all(updates: list[Lora]) -> Change:
+        return lambda weight: functools.reduce(lambda w, update: update.merge(w), updates, weight)
+
+    return {
+        name: {parameter: merge_all(updates) for parameter, updates in layers.items()}
+        for name, layers in found.items()
+    }
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -8,6 +8,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from fusionjax.interop import original
+
 UNET_SMALL = {
     "sample_size": 16,
     "block_out_channels": (32, 64),
@@ -20,11 +22,11 @@ UNET_SMALL = {
 UNET_SD15 = {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768}
 _VAE_BLOCKS = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
 VAE_SMALL = {
-    "block_out_channels": (32, 32, 64, 64),
+    "block_out_channels": (32, 64),
     "layers_per_block": 1,
     "latent_channels": 4,
-    "sample_size": 128,
-    **{name: blocks * 4 for name, blocks in _VAE_BLOCKS.items()},
+    "sample_size": 32,
+    **{name: blocks * 2 for name, blocks in _VAE_BLOCKS.items()},
 }
 VAE_SD15 = {
     "block_out_channels": (128, 256, 512, 512),
@@ -113,3 +115,31 @@ def pipeline(folder: Path, *, full_size: bool = False, seed: int = 0) -> StableD
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def original_state(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
+    """The pipeline's weights in the original layout.
+
+    The names come from this project's map; `test_original_names_are_those_that_diffusers_converts`
+    holds that map against diffusers' own converter.
+    """
+    unet, vae = pipe.unet.state_dict(), pipe.vae.state_dict()
+    tables = {
+        original.UNET_PREFIX: (unet, original.unet_names(unet, pipe.unet.config.layers_per_block)),
+        original.VAE_PREFIX: (
+            vae,
+            original.vae_names(vae, len(pipe.vae.config.block_out_channels)),
+        ),
+    }
+    state = {}
+    for prefix, (tensors, names) in tables.items():
+        for name, tensor in tensors.items():
+            old = prefix + names[name]
+            if ".mid.attn_1." in old and tensor.ndim == 2:  # a 1×1 convolution in the original
+                tensor = tensor[:, :, None, None]
+            state[old] = tensor.contiguous()
+    for name, tensor in pipe.text_encoder.state_dict().items():
+        state[original.TEXT_PREFIX + name] = tensor.contiguous()
+    state[original.TEXT_PREFIX + "text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    state["alphas_cumprod"] = pipe.scheduler.alphas_cumprod
+    return state

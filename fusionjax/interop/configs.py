@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 from transformers import CLIPTextConfig
@@ -84,9 +83,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def unet_from_config(
-    config: Mapping[str, Any], where: str, dtype: Any = jnp.float32
-) -> FlaxUNet2DConditionModel:
+def unet_from_config(config: Mapping[str, Any], where: str, dtype: Any = jnp.float32) -> Any:
     """Builds the Flax UNet that a PyTorch `UNet2DConditionModel` config describes.
 
     Args:
@@ -95,7 +92,7 @@ def unet_from_config(
         dtype: the type to compute in.
 
     Returns:
-        The module, without parameters.
+        The Flax module, without parameters.
 
     Raises:
         UserError: if the Flax class cannot do what the config asks for.
@@ -105,9 +102,7 @@ def unet_from_config(
     return _module(FlaxUNet2DConditionModel, _UNET_BUILT_IN, config, where, dtype)
 
 
-def vae_from_config(
-    config: Mapping[str, Any], where: str, dtype: Any = jnp.float32
-) -> FlaxAutoencoderKL:
+def vae_from_config(config: Mapping[str, Any], where: str, dtype: Any = jnp.float32) -> Any:
     """Builds the Flax VAE that a PyTorch `AutoencoderKL` config describes.
 
     Args:
@@ -116,7 +111,7 @@ def vae_from_config(
         dtype: the type to compute in.
 
     Returns:
-        The module, without parameters.
+        The Flax module, without parameters.
 
     Raises:
         UserError: if the Flax class cannot do what the config asks for.
@@ -126,7 +121,7 @@ def vae_from_config(
 
 def text_encoder_from_config(
     config: Mapping[str, Any], where: str, dtype: Any = jnp.float32
-) -> FlaxCLIPTextModule:
+) -> Any:
     """Builds the Flax text encoder that a `CLIPTextModel` config describes.
 
     Args:
@@ -135,7 +130,7 @@ def text_encoder_from_config(
         dtype: the type to compute in.
 
     Returns:
-        The module, without parameters.
+        The Flax module, without parameters.
 
     Raises:
         UserError: if it is not a CLIP text encoder.
@@ -151,7 +146,7 @@ def text_encoder_from_config(
         raise UserError(f"{where} does not describe a CLIPTextModel: {error}") from None
 
 
-def to_config(module: nn.Module) -> dict[str, Any]:
+def to_config(module: Any) -> dict[str, Any]:
     """The PyTorch `config.json` of a module made by one of the functions above.
 
     Args:

@@ -11,7 +11,7 @@ parameter has exactly one PyTorch name, and reading and writing cannot disagree.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 ParamPath = tuple[str, ...]
+
+
+class Parameter(NamedTuple):
+    """A parameter of a Flax module.
+
+    Attributes:
+        path: its path in the parameter tree.
+        shape: its shape in Flax.
+    """
+
+    path: ParamPath
+    shape: tuple[int, ...]
+
 
 _NUMBERED = re.compile(
     r"(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|net|to_out)"
@@ -39,7 +52,7 @@ def torch_name(path: ParamPath) -> str:
         The dotted name in PyTorch's state dict.
     """
     modules = [_NUMBERED.sub(r"\1.\2", _ATTENTION.get(part, part)) for part in path[:-1]]
-    return ".".join([*modules, _LEAVES[path[-1]]])
+    return ".".join([*modules, _LEAVES.get(path[-1], path[-1])])
 
 
 def to_torch_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
@@ -47,6 +60,13 @@ def to_torch_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
     if path[-1] != "kernel":
         return array
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def to_torch_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a Flax parameter has in PyTorch."""
+    if path[-1] != "kernel":
+        return shape
+    return tuple(shape[i] for i in (3, 2, 0, 1)) if len(shape) == 4 else shape[::-1]
 
 
 def to_flax_layout(path: ParamPath, tensor: np.ndarray, ndim: int) -> np.ndarray:
@@ -88,16 +108,18 @@ def param_shapes(module: nn.Module) -> dict[ParamPath, jax.ShapeDtypeStruct]:
     return flatten_dict(dict(tree))
 
 
-def torch_names(module: nn.Module) -> dict[str, tuple[ParamPath, tuple[int, ...]]]:
-    """All PyTorch names of a module with the Flax path and Flax shape that each stands for.
+def torch_names(module: nn.Module) -> dict[str, Parameter]:
+    """All parameters of a module by their PyTorch names.
 
     Args:
         module: as for `param_shapes`.
 
     Returns:
-        name → (path, shape), in the tree's order.
+        In the tree's order.
     """
-    return {torch_name(path): (path, leaf.shape) for path, leaf in param_shapes(module).items()}
+    return {
+        torch_name(path): Parameter(path, leaf.shape) for path, leaf in param_shapes(module).items()
+    }
 
 
 def to_torch_state(params: Mapping[str, Any], dtype: Any) -> dict[str, np.ndarray]:

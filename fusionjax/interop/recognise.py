@@ -25,11 +25,13 @@ _KINDS = [
     (r"^(control_model|input_hint_block|controlnet_cond_embedding)\.|^zero_convs?\.",
      "a ControlNet, not a base model"),
     (r"^(emb_params|string_to_param|clip_[lg])$", "a textual inversion embedding"),
+]  # fmt: skip
+_PLAIN_KINDS = [
+    (r"^model\.diffusion_model\.", "a Stable Diffusion checkpoint in the original layout"),
     (r"^(down_blocks|up_blocks|mid_block)\.", "the UNet alone of a diffusers folder (give the "
      "folder)"),
     (r"^(encoder|decoder|quant_conv|first_stage_model)\.", "a VAE alone (give it as vae)"),
     (r"^(text_model|vision_model)\.", "a CLIP model alone"),
-    (r"^model\.diffusion_model\.", "a Stable Diffusion checkpoint in the original layout"),
 ]  # fmt: skip
 _CONV_IN = ("conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight")
 _CROSS = re.compile(r"attn2\.to_k\.weight$")
@@ -44,7 +46,7 @@ def kind_of(tensors: Shapes) -> str | None:
     Returns:
         A phrase to follow "it seems to be", or None.
     """
-    for pattern, kind in _KINDS[:-4]:
+    for pattern, kind in _KINDS:
         if any(re.search(pattern, name) for name in tensors):
             return kind
     conv_in = next((tensors[name] for name in _CONV_IN if name in tensors), None)
@@ -54,7 +56,7 @@ def kind_of(tensors: Shapes) -> str | None:
         return "an InstructPix2Pix checkpoint (8 input channels), which is not supported"
     if any(_CROSS.search(name) and shape[-1] == 1024 for name, shape in tensors.items() if shape):
         return "a Stable Diffusion 2 checkpoint (its text states have 1024 features)"
-    for pattern, kind in _KINDS[-4:]:
+    for pattern, kind in _PLAIN_KINDS:
         if any(re.search(pattern, name) for name in tensors):
             return kind
     return None

