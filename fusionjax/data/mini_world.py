@@ -444,6 +444,48 @@ _PLACES: dict[int, tuple[float, tuple[float, ...], float]] = {
 }
 
 
+def scene_boxes(number: int) -> Float[np.ndarray, "i 4"]:
+    """Where the heads are in a picture of two or three people, before small shifts.
+
+    Args:
+        number: How many people.
+
+    Returns:
+        ymin, xmin, ymax, xmax of each head from left to right, as fractions; may reach outside.
+    """
+    scale, centres, top = _PLACES[number]
+    left, upper, right, lower = _HEAD
+    return np.array(
+        [
+            (
+                (upper - top) * scale,
+                centre + (left - _MIDDLE_X) * scale,
+                (lower - top) * scale,
+                centre + (right - _MIDDLE_X) * scale,
+            )
+            for centre in centres
+        ],
+        np.float32,
+    )
+
+
+def scene_regions(number: int, pixels: int = PICTURE_PIXELS) -> Bool[np.ndarray, "i h w"]:
+    """The region of each person in a picture of two or three: upright stripes that share it out.
+
+    Args:
+        number: How many people.
+        pixels: Height and width of the picture.
+
+    Returns:
+        A mask for each person, from left to right; each pixel is in exactly one.
+    """
+    _, centres, _ = _PLACES[number]
+    column = (np.arange(pixels) + 0.5) / pixels
+    nearest = np.abs(column[None, :] - np.array(centres)[:, None]).argmin(axis=0)
+    stripes = nearest[None, None, :] == np.arange(number)[:, None, None]
+    return np.broadcast_to(stripes, (number, pixels, pixels)).copy()
+
+
 def describe_person(person: Person, rng: np.random.Generator, share: float = 0.75) -> str:
     """Says who somebody is, in words such as "a person with short red hair and round glasses".
 
@@ -512,7 +554,11 @@ def caption(
 
 
 def scene_caption(
-    persons: Sequence[Person], circumstances: Sequence[Circumstance], rng: np.random.Generator
+    persons: Sequence[Person],
+    circumstances: Sequence[Circumstance],
+    rng: np.random.Generator,
+    *,
+    identity_share: float = 0.5,
 ) -> str:
     """Describes a picture of several people from left to right.
 
@@ -520,6 +566,7 @@ def scene_caption(
         persons: Who is in it.
         circumstances: One for each; background and style are those of the first.
         rng: The wording is drawn from it.
+        identity_share: The probability with which some of the people's traits are told.
 
     Returns:
         The sentence.
@@ -528,7 +575,7 @@ def scene_caption(
         2: ("on the left", "on the right"),
         3: ("on the left", "in the middle", "on the right"),
     }
-    told = rng.random() < 0.5
+    told = rng.random() < identity_share
     parts = []
     for place, person, circumstance in zip(
         places[len(persons)], persons, circumstances, strict=True

@@ -1,0 +1,134 @@
+"""Runs the suite: loads base and adapters, paints in every way, measures.
+
+One base model is loaded; the adapters share it.
+"""
+
+from pathlib import Path
+
+from PIL import Image
+
+from fusionjax.base import BaseModel
+from fusionjax.errors import UserError
+from fusionjax.evaluation import report
+from fusionjax.evaluation import suite as suites
+from fusionjax.evaluation.recogniser import Recogniser
+from fusionjax.evaluation.suite import Cases, Pixels, Progress, Suite
+from fusionjax.pipeline import MINI_BASE, FusionPipeline
+
+NO_FUSION = "none"
+
+
+def evaluate(
+    suite: Suite,
+    *,
+    base: str | None = None,
+    fusion: str | None = None,
+    decoupled: str | None = None,
+    recogniser: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[report.Results, dict[str, Image.Image]]:
+    """Paints and measures the whole suite.
+
+    Args:
+        suite: How much, and how.
+        base: The base model; None is the adapter's own, or the embedded one.
+        fusion: The adapter; None is the embedded one, `none` measures the base alone.
+        decoupled: An adapter with `fusion="decoupled"` for the same base, to compare with.
+        recogniser: A recogniser's file; None is the embedded one.
+        progress: Called with a stage, how much of it is done, and of how much.
+
+    Returns:
+        The results, and the contact sheets by file name.
+
+    Raises:
+        UserError: If something is missing or does not fit together.
+    """
+    judge = Recogniser.from_pretrained(recogniser)
+    if fusion == NO_FUSION:
+        pipe = FusionPipeline(BaseModel.from_pretrained(base or MINI_BASE))
+    else:
+        pipe = FusionPipeline.from_pretrained(base, fusion)
+    return run(suite, pipe, judge, fusion=fusion, other=_other(pipe, decoupled), progress=progress)
+
+
+def _other(pipe: FusionPipeline, decoupled: str | None) -> FusionPipeline | None:
+    """A second pipeline over the same base with the adapter to compare with."""
+    if decoupled is None:
+        return None
+    from fusionjax.checkpoint import load_adapter
+    from fusionjax.interop.adapter_file import check_fits
+
+    adapter = load_adapter(decoupled)
+    if adapter.options.fusion != "decoupled":
+        raise UserError(
+            f"decoupled {decoupled!r} was trained with fusion={adapter.options.fusion!r}; "
+            "name an adapter that was trained with fusion='decoupled'"
+        )
+    other = FusionPipeline(pipe.base, adapter.params, adapter.options)
+    check_fits(adapter, other.fusion.layers, pipe.base.fingerprint, decoupled)
+    return other
+
+
+def run(
+    suite: Suite,
+    pipe: FusionPipeline,
+    judge: Recogniser,
+    *,
+    fusion: str | None = None,
+    other: FusionPipeline | None = None,
+    progress: Progress | None = None,
+) -> tuple[report.Results, dict[str, Image.Image]]:
+    """Paints and measures with pipelines that are loaded.
+
+    Args:
+        suite: How much, and how.
+        pipe: Base and adapter; without an adapter only text is painted from.
+        judge: The recogniser.
+        fusion: The adapter's name, for the results.
+        other: A pipeline over the same base with a decoupled adapter.
+        progress: Called with a stage, how much of it is done, and of how much.
+
+    Returns:
+        The results, and the contact sheets by file name.
+    """
+    cases = suites.make_cases(suite, pipe.photo_side)
+    painted: dict[str, list[Pixels]] = {
+        report.TEXT_ONLY: suites.paint_cases(pipe, cases, suite, None, progress)
+    }
+    pairs: dict[str, list[Pixels]] = {}
+    if pipe.fusion_params is not None:
+        faces = suites.encode_people(pipe, cases, 1, progress)
+        painted[report.OURS] = suites.paint_cases(pipe, cases, suite, faces, progress)
+        if cases.pairs:
+            for name, masks in (("with masks", True), ("without masks", False)):
+                pairs[name] = suites.paint_pairs(
+                    pipe, cases, suite, faces, masks=masks, progress=progress
+                )
+        more = suites.encode_people(pipe, cases, suites.PHOTOS, progress)
+        painted[report.OURS_3] = suites.paint_cases(pipe, cases, suite, more, progress)
+    if other is not None:
+        faces = suites.encode_people(other, cases, 1, progress)
+        painted[report.DECOUPLED] = suites.paint_cases(other, cases, suite, faces, progress)
+    results = report.Results(
+        suite=suite,
+        base=pipe.base.fingerprint,
+        fusion=None if pipe.fusion_params is None else Path(fusion or "embedded").name,
+        ways={name: suites.measure(judge, cases, each) for name, each in _all(cases, painted)},
+        pairs={name: suites.measure_pairs(judge, cases, each) for name, each in pairs.items()},
+        autoencoder_psnr=suites.autoencoder_psnr(pipe.base, [c.truth for c in cases.flat()]),
+        recogniser=judge.report,
+    )
+    sheets = {"sheet.png": report.sheet(cases, painted)}
+    if pairs:
+        sheets["pairs.png"] = report.pair_sheet(cases, pairs)
+    return results, sheets
+
+
+def _all(cases: Cases, painted: dict[str, list[Pixels]]) -> list[tuple[str, list[Pixels]]]:
+    """The floor first, then what was painted, then the ceiling."""
+    flat = cases.flat()
+    return [
+        (report.TRUTH, [case.truth for case in flat]),
+        *painted.items(),
+        (report.STRANGER, [case.stranger for case in flat]),
+    ]

@@ -1,0 +1,408 @@
+"""The suite `mini`: test people and prompts, painted in several ways, and what is measured on them.
+
+A *case* is a test person, a prompt, and the drawing of exactly that: the truth. Every way of
+painting gets the same cases and the same seeds. All people are of the test split: no network has
+met them.
+
+Legend: p people, c cases of a person, i identities in a picture.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fusionjax.base import BaseModel
+from fusionjax.data import mini_world
+from fusionjax.data.mini_world import TRAITS, Circumstance, Person
+from fusionjax.errors import UserError
+from fusionjax.evaluation import metrics
+from fusionjax.evaluation.recogniser import TYPICAL_BOX, Recogniser
+from fusionjax.identity import Identity
+from fusionjax.pipeline import FusionPipeline, Picture, Settings
+
+PROMPTED = ("expression", "clothes", "clothes_color", "background")
+PHOTOS = 3
+Pixels = UInt8[np.ndarray, "h w 3"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """How much is painted, and how.
+
+    Attributes:
+        people: Test people.
+        prompts: Prompts for each; every fourth asks for a style.
+        pairs: Pictures of two people.
+        steps: Steps of the sampler.
+        guidance_scale: Of the classifier-free guidance.
+        face_strength: λ of the faces.
+        scheduler: The sampler.
+        batch_size: Pictures painted at once.
+        seed: Of the people, the prompts and the noise.
+    """
+
+    people: int = 24
+    prompts: int = 4
+    pairs: int = 16
+    steps: int = 20
+    guidance_scale: float = 5.0
+    face_strength: float = 1.0
+    scheduler: str = "dpmpp_2m"
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("people", 2), ("prompts", 1), ("pairs", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"{name} is {value}; it must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One picture to paint, and how it should look.
+
+    Attributes:
+        person: Who.
+        circumstance: What the prompt says.
+        prompt: Says the circumstance and nothing of the person's traits.
+        truth: The drawing of the person in the circumstance, in the middle of the framings.
+        stranger: The same drawing of another person.
+        seed: Of the noise.
+    """
+
+    person: Person
+    circumstance: Circumstance
+    prompt: str
+    truth: Pixels
+    stranger: Pixels
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A picture of two people to paint; places go from left to right."""
+
+    people: tuple[Person, Person]
+    prompt: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """All that is painted.
+
+    Attributes:
+        people: The test people.
+        photos: `PHOTOS` drawn photos of each person, in plain style.
+        cases: For each person the same number of cases.
+        pairs: Pictures of two people.
+    """
+
+    people: list[Person]
+    photos: dict[Person, list[Pixels]]
+    cases: list[list[Case]]
+    pairs: list[Pair]
+
+    def flat(self) -> list[Case]:
+        """All cases, person by person."""
+        return [case for cases in self.cases for case in cases]
+
+
+def make_cases(suite: Suite, pixels: int) -> Cases:
+    """Draws people, photos, prompts and truths.
+
+    Args:
+        suite: How many, and the seed.
+        pixels: Height and width of all pictures.
+
+    Returns:
+        The cases. More people or prompts add to those of fewer.
+    """
+    people = mini_world.people("test", suite.people, suite.seed)
+    photos: dict[Person, list[Pixels]] = {}
+    cases = []
+    for index, person in enumerate(people):
+        rng = np.random.default_rng([suite.seed, 1, index])
+        photos[person] = [
+            mini_world.draw(person, mini_world.random_circumstance(rng, style="plain"), pixels)
+            for _ in range(PHOTOS)
+        ]
+        stranger = people[(index + 1) % len(people)]
+        own = []
+        for number in range(suite.prompts):
+            style = "plain" if number % 4 != 3 else mini_world.STYLES[1 + index % 3]
+            drawn = mini_world.random_circumstance(rng, style=style)
+            # The prompt does not say the framing: the truth is in the middle of all framings.
+            middle = Circumstance()
+            circumstance = dataclasses.replace(
+                drawn, zoom=middle.zoom, shift_x=middle.shift_x, shift_y=middle.shift_y
+            )
+            own.append(
+                Case(
+                    person=person,
+                    circumstance=circumstance,
+                    prompt=mini_world.caption(person, circumstance, rng, identity_share=0),
+                    truth=mini_world.draw(person, circumstance, pixels),
+                    stranger=mini_world.draw(stranger, circumstance, pixels),
+                    seed=suite.seed + 1000 * index + number,
+                )
+            )
+        cases.append(own)
+    pairs = [_pair(people, index, suite) for index in range(suite.pairs)]
+    return Cases(people, photos, cases, pairs)
+
+
+def _pair(people: Sequence[Person], index: int, suite: Suite) -> Pair:
+    """Two different people; the prompt says what each does and wears, not who they are."""
+    rng = np.random.default_rng([suite.seed, 2, index])
+    left, right = rng.choice(len(people), 2, replace=False)
+    circumstances = [mini_world.random_circumstance(rng, style="plain") for _ in range(2)]
+    pair = people[left], people[right]
+    prompt = mini_world.scene_caption(pair, circumstances, rng, identity_share=0)
+    return Pair(pair, prompt, suite.seed + 500_000 + index)
+
+
+Faces = Mapping[Person, Identity]
+
+
+def encode_people(
+    pipe: FusionPipeline, cases: Cases, photos: int, progress: Progress | None = None
+) -> Faces:
+    """Encodes each person's first photos.
+
+    Args:
+        pipe: With an adapter.
+        cases: The people and their photos.
+        photos: How many photos of each, at most `PHOTOS`.
+        progress: Called with a stage, how many people are done, and of how many.
+
+    Returns:
+        The identities.
+    """
+    faces = {}
+    for number, (person, pictures) in enumerate(cases.photos.items(), 1):
+        faces[person] = pipe.encode_identity(pictures[:photos], crop="none")
+        if progress:
+            progress("photos", number, len(cases.photos))
+    return faces
+
+
+def paint_cases(
+    pipe: FusionPipeline,
+    cases: Cases,
+    suite: Suite,
+    faces: Faces | None,
+    progress: Progress | None = None,
+) -> list[Pixels]:
+    """Paints every case, with the person's face or from text alone.
+
+    Args:
+        pipe: Paints.
+        cases: What to paint.
+        suite: How.
+        faces: The people's identities; None paints from text alone.
+        progress: Called with a stage, how many pictures are done, and of how many.
+
+    Returns:
+        The pictures, in the order of `cases.flat()`.
+    """
+    pictures = [
+        Picture(
+            prompt=case.prompt,
+            identities=() if faces is None else (faces[case.person],),
+            face_strength=suite.face_strength,
+            seed=case.seed,
+            guidance_scale=suite.guidance_scale,
+        )
+        for case in cases.flat()
+    ]
+    return _paint(pipe, pictures, suite, progress)
+
+
+def paint_pairs(
+    pipe: FusionPipeline,
+    cases: Cases,
+    suite: Suite,
+    faces: Faces,
+    *,
+    masks: bool,
+    progress: Progress | None = None,
+) -> list[Pixels]:
+    """Paints every pair, each person in their half, or without saying where they are.
+
+    Args:
+        pipe: Paints.
+        cases: What to paint.
+        suite: How.
+        faces: The people's identities.
+        masks: Whether each person's half is given as a mask.
+        progress: Called with a stage, how many pictures are done, and of how many.
+
+    Returns:
+        The pictures.
+    """
+    regions = mini_world.scene_regions(2, pipe.photo_side).astype(np.float32)
+    pictures = [
+        Picture(
+            prompt=pair.prompt,
+            identities=tuple(faces[person] for person in pair.people),
+            face_strength=suite.face_strength,
+            masks=regions if masks else None,
+            seed=pair.seed,
+            guidance_scale=suite.guidance_scale,
+        )
+        for pair in cases.pairs
+    ]
+    return _paint(pipe, pictures, suite, progress)
+
+
+def _paint(
+    pipe: FusionPipeline, pictures: list[Picture], suite: Suite, progress: Progress | None
+) -> list[Pixels]:
+    settings = Settings(pipe.photo_side, pipe.photo_side, suite.steps, suite.scheduler)
+    painted: list[Pixels] = []
+    for start in range(0, len(pictures), suite.batch_size):
+        chunk = pictures[start : start + suite.batch_size]
+        # The last batch is filled up, so that nothing is compiled for it.
+        filled = chunk + chunk[-1:] * (min(suite.batch_size, len(pictures)) - len(chunk))
+        output = pipe.paint(filled, settings)
+        painted += [np.asarray(image, np.uint8) for image in output.images[: len(chunk)]]
+        if progress:
+            progress("pictures", len(painted), len(pictures))
+    return painted
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one way of painting reached.
+
+    Attributes:
+        distances: Identity distance between the person's first photo and the picture, [p, c].
+        distance: Its mean and interval over people.
+        recognised: Share of pictures that the recogniser takes for the person.
+        prompt: Share of pictures that show what the prompt says, by attribute.
+        traits: Share of pictures that show the person's own trait, by trait.
+        psnr: Mean PSNR of the face region against the truth, in decibels.
+        ssim: Mean SSIM of the face region against the truth.
+    """
+
+    distances: Float[np.ndarray, "p c"]
+    distance: metrics.Interval
+    recognised: float
+    prompt: dict[str, float]
+    traits: dict[str, float]
+    psnr: float
+    ssim: float
+
+
+def measure(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixels]) -> Measured:
+    """Measures one way of painting.
+
+    Args:
+        recogniser: Tells people apart and reads attributes.
+        cases: What was to be painted.
+        pictures: What was painted, in the order of `cases.flat()`.
+
+    Returns:
+        The measurements. Identity is measured against the first photo, whatever photos were used.
+    """
+    flat = cases.flat()
+    boxes = [TYPICAL_BOX] * len(flat)
+    photos = recogniser.embed([cases.photos[case.person][0] for case in flat], boxes)
+    distances = metrics.cosine_distance(recogniser.embed(pictures, boxes), photos)
+    read = recogniser.read(pictures)
+    likeness = [
+        metrics.face_likeness(picture, case.truth, TYPICAL_BOX)
+        for picture, case in zip(pictures, flat, strict=True)
+    ]
+    by_person = distances.reshape(len(cases.people), -1)
+    asked = [vars(case.circumstance) | vars(case.person) for case in flat]
+    # Line art has no colours, so that they cannot be asked of it.
+    colored = np.array([case.circumstance.style != "line art" for case in flat])
+
+    def share(name: str) -> float:
+        right = np.array([told[name] == wish[name] for told, wish in zip(read, asked, strict=True)])
+        if name in ("clothes_color", "hair_color", "skin"):
+            right = right[colored]
+        return float(right.mean())
+
+    return Measured(
+        distances=by_person,
+        distance=metrics.bootstrap(by_person),
+        recognised=float((distances < recogniser.threshold).mean()),
+        prompt={name: share(name) for name in (*PROMPTED, "style")},
+        traits={name: share(name) for name in TRAITS},
+        psnr=float(np.mean([each.psnr for each in likeness])),
+        ssim=float(np.mean([each.ssim for each in likeness])),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """How two people are kept apart.
+
+    Attributes:
+        right: Share of faces that are nearer to the person who belongs there.
+        distance: Mean identity distance of a face to the person who belongs there.
+        to_other: Mean identity distance to the other person.
+        interval: Of `right`, over pictures.
+    """
+
+    right: float
+    distance: float
+    to_other: float
+    interval: metrics.Interval
+
+
+def measure_pairs(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixels]) -> Assignment:
+    """Measures who is where in pictures of two people.
+
+    Args:
+        recogniser: Tells people apart.
+        cases: What was to be painted.
+        pictures: What was painted, in the order of `cases.pairs`.
+
+    Returns:
+        The measurements.
+    """
+    boxes = mini_world.scene_boxes(2)
+    found = np.stack([recogniser.embed(pictures, [box] * len(pictures)) for box in boxes], axis=1)
+    photos = [cases.photos[person][0] for pair in cases.pairs for person in pair.people]
+    people = recogniser.embed(photos, [TYPICAL_BOX] * len(photos)).reshape(found.shape)
+    right = metrics.assigned(found, people)
+    own = 1 - np.sum(found * people, axis=-1)
+    other = 1 - np.sum(found * people[:, ::-1], axis=-1)
+    interval = metrics.bootstrap(right.astype(np.float64))
+    return Assignment(interval.mean, float(own.mean()), float(other.mean()), interval)
+
+
+def autoencoder_psnr(base: BaseModel, pictures: Sequence[Pixels], batch_size: int = 16) -> float:
+    """How well the autoencoder gives pictures back.
+
+    Args:
+        base: Whose autoencoder.
+        pictures: Pictures of one size.
+        batch_size: Pictures at once.
+
+    Returns:
+        Mean PSNR over the pictures, in decibels.
+    """
+
+    @jax.jit
+    def back(params: Any, images: Any) -> Any:
+        return base.decode(params, base.encode_image(params, images))
+
+    values = []
+    for start in range(0, len(pictures), batch_size):
+        images = np.stack(pictures[start : start + batch_size]).astype(np.float32) / 127.5 - 1
+        again = np.clip(np.asarray(back(base.params, jnp.asarray(images)), np.float32), -1, 1)
+        errors = np.mean((again - images) ** 2, axis=(1, 2, 3))
+        values += list(10 * np.log10(4 / np.maximum(errors, 1e-10)))
+    return float(np.mean(values))
