@@ -33,6 +33,8 @@ INVISIBLE = -1e9
 _CPU_QUERY_BLOCK = 256
 # On accelerators the loop runs over queries only; the scores of one block take at most this much.
 _SCORE_BLOCK_BYTES = 256 * 2**20
+# Fewer queries than this gain nothing from a flash kernel on a TPU.
+_TPU_QUERIES = 1024
 # Below this many scores a loop costs more than it saves.
 _DIRECT_SCORES = 2**22
 
@@ -48,8 +50,8 @@ def attention(
     face_value: Float[Array, "b r f n v"] | None = None,
     bias: Float[Array, "b #q r"] | None = None,
     *,
-    fusion: Fusion = "concat",
-    implementation: Implementation | None = None,
+    fusion: Fusion | str = "concat",
+    implementation: Implementation | str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "b q n v"]:
     """Attends from image tokens to text keys and face keys (equations 3 to 5).
@@ -136,7 +138,7 @@ def attention_share(
     return _blockwise(query, joined_key, value, bias, face_length).mean(2)
 
 
-def default_implementation(dtype: jnp.dtype) -> Implementation:
+def default_implementation(dtype: jax.typing.DTypeLike) -> Implementation:
     """The fastest implementation that this process's devices run for inputs of `dtype`."""
     device = jax.devices()[0]
     if device.platform == "gpu" and jnp.dtype(dtype).itemsize == 2:
@@ -307,7 +309,7 @@ def _tpu(
 ) -> Array:
     """Pallas' flash attention for TPU; short sequences, where it gains nothing, by `_blockwise`."""
     b, queries, heads, _ = query.shape
-    if queries < 1024 or b * heads * queries * key.shape[1] <= _DIRECT_SCORES:
+    if queries < _TPU_QUERIES or b * heads * queries * key.shape[1] <= _DIRECT_SCORES:
         return _blockwise(query, key, value, bias, face_length)
 
     scale = query.shape[-1] ** -0.5

@@ -73,4 +73,5 @@ def _group_norm(
     mean = grouped.mean((1, 2, 4), keepdims=True)
     variance = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
     normalised = ((grouped - mean) * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape)
-    return (normalised * scale + bias).astype(x.dtype)
+    per_channel = (1, 1, 1, -1)
+    return (normalised * scale.reshape(per_channel) + bias.reshape(per_channel)).astype(x.dtype)

@@ -68,9 +68,9 @@ class FusionOptions:
             key weighs exp(face_logit_bias) times what it weighs in the paper.
     """
 
-    reference: Reference = "clean"
-    fusion: fused.Fusion = "concat"
-    init: Initialisation = "self_attention"
+    reference: Reference | str = "clean"
+    fusion: fused.Fusion | str = "concat"
+    init: Initialisation | str = "self_attention"
     face_logit_bias: float = 0.0
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class FusionUNet:
         unet: FlaxUNet2DConditionModel,
         options: FusionOptions | None = None,
         *,
-        attention: fused.Implementation | None = None,
+        attention: fused.Implementation | str | None = None,
         remat: bool = False,
         mesh: Mesh | None = None,
     ) -> None:
@@ -371,9 +371,17 @@ class FusionUNet:
         def fuse(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
             return self._attend(module, hidden, context, faces, name)
 
-        return self._run(
-            unet_params, latents, timesteps, text, fuse, down_residuals, mid_residual
-        ).astype(jnp.float32)
+        prediction = self._run(
+            unet_params,
+            latents,
+            timesteps,
+            text,
+            fuse,
+            down_residuals,
+            mid_residual,
+            remat=self._remat,
+        )
+        return prediction.astype(jnp.float32)
 
     def attention_share(
         self,
@@ -431,6 +439,8 @@ class FusionUNet:
         cross_attention: "_CrossAttention",
         down_residuals: tuple[Array, ...] | None = None,
         mid_residual: Array | None = None,
+        *,
+        remat: bool = False,
     ) -> Array:
         """One pass of the UNet in which `cross_attention` computes every `attn2`."""
         intercept = _interceptor(cross_attention, self._attend)
@@ -448,7 +458,7 @@ class FusionUNet:
                 )
             return jnp.moveaxis(sample, 1, -1)
 
-        if self._remat:
+        if remat:
             only_blocks = jax.checkpoint_policies.save_only_these_names(_BLOCK_OUTPUT)
             apply = jax.checkpoint(apply, policy=only_blocks)
         return apply(unet_params, latents)
