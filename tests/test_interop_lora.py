@@ -28,6 +28,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def shapes(folder):
+    return {
+        part: {name: tuple(t.shape) for name, t in load_file(folder / file).items()}
+        for part, file in (
+            ("unet", "unet/diffusion_pytorch_model.safetensors"),
+            ("text_encoder", "text_encoder/model.safetensors"),
+        )
+    }
+
+
+@pytest.fixture(scope="module")
 def diffusers_lora(folder, tmp_path_factory):
     """A LoRA made by peft and saved by diffusers, with alphas in its metadata."""
     pipe = StableDiffusionPipeline.from_pretrained(folder)
@@ -108,16 +119,15 @@ def test_kohya_lora_is_merged_like_fuse_lora(folder, kohya_lora):
     assert_merged_like(folder, kohya_lora, 0.5, f"{kohya_lora}:0.5")
 
 
-def test_other_names_of_the_same_lora(folder, kohya_lora, tmp_path):
-    expected = BaseModel.from_pretrained(folder, lora=[kohya_lora]).fingerprint
+def read(path, shapes, scale=1.0):
+    return loras.read_lora(path, scale, shapes, reference.UNET_SMALL["layers_per_block"])
+
+
+def test_other_names_of_the_same_lora(shapes, kohya_lora, tmp_path):
     state = load_file(kohya_lora)
-    base = BaseModel.from_pretrained(folder)
-    unet = list(names.to_torch_state(base.params["unet"], jnp.float32))
-    dotted = {
-        "lora_unet_" + name.removesuffix(".weight").replace(".", "_"): name.removesuffix(".weight")
-        for name in unet
-    }
-    table = original.unet_names(unet, base.unet.layers_per_block)
+    modules = [name.removesuffix(".weight") for name in shapes["unet"] if name.endswith("weight")]
+    dotted = {"lora_unet_" + module.replace(".", "_"): module for module in modules}
+    table = original.unet_names(shapes["unet"], reference.UNET_SMALL["layers_per_block"])
 
     def rename(style):
         renamed = {}
@@ -141,26 +151,33 @@ def test_other_names_of_the_same_lora(folder, kohya_lora, tmp_path):
             renamed[f"unet.{new}.alpha" if role == "alpha" else f"{key}.{role}"] = tensor
         return renamed
 
+    expected = read(kohya_lora, shapes)
     for style in ("original", "processor", "dotted"):
-        save_file(rename(style), tmp_path / f"{style}.safetensors")
-        merged = BaseModel.from_pretrained(folder, lora=[tmp_path / f"{style}.safetensors"])
-        assert merged.fingerprint == expected, style
+        renamed = rename(style)
+        assert renamed.keys() != state.keys()
+        save_file(renamed, tmp_path / f"{style}.safetensors")
+        found = read(tmp_path / f"{style}.safetensors", shapes)
+        for part, updates in expected.items():
+            assert found[part].keys() == updates.keys()
+            for name, update in updates.items():
+                other = found[part][name]
+                assert other.factor == update.factor == 3.0 / RANK
+                assert (other.up == update.up).all()
+                assert (other.down == update.down).all()
 
 
-def test_several_loras_add_up(folder, kohya_lora, diffusers_lora):
-    both = BaseModel.from_pretrained(folder, lora=[kohya_lora, f"{diffusers_lora}:-0.5"])
+def test_several_loras_add_up(folder, shapes, kohya_lora, diffusers_lora):
     plain = BaseModel.from_pretrained(folder)
-    one = BaseModel.from_pretrained(folder, lora=[kohya_lora])
-    other = BaseModel.from_pretrained(folder, lora=[f"{diffusers_lora}:-0.5"])
-    for path in (("mid_block", "attentions_0", "proj_in", "kernel"), ("conv_in", "kernel")):
-        a, b, c, d = (_leaf(m.params["unet"], path) for m in (both, plain, one, other))
-        np.testing.assert_allclose(a - b, (c - b) + (d - b), atol=1e-5)
-
-
-def _leaf(tree, path):
-    for part in path:
-        tree = tree[part]
-    return np.asarray(tree)
+    both = BaseModel.from_pretrained(folder, lora=[kohya_lora, f"{diffusers_lora}:-0.5"])
+    before, after = (names.to_torch_state(m.params["unet"], jnp.float32) for m in (plain, both))
+    first, second = read(kohya_lora, shapes)["unet"], read(diffusers_lora, shapes, -0.5)["unet"]
+    assert first.keys() == second.keys()
+    for name in before:
+        expected = before[name]
+        if name in first:
+            expected = second[name].merge(first[name].merge(expected))
+            assert np.abs(expected - before[name]).max() > 0.01
+        np.testing.assert_array_equal(after[name], expected)
 
 
 def test_scale_is_parsed(tmp_path):
@@ -181,13 +198,13 @@ def _write(path, change, source):
     return path
 
 
-def test_loras_that_do_not_fit_are_refused(folder, kohya_lora, tmp_path):
+def test_loras_that_do_not_fit_are_refused(shapes, kohya_lora, tmp_path):
     first = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
     def refused(change, match):
         path = _write(tmp_path / "wrong.safetensors", change, kohya_lora)
         with pytest.raises(UserError, match=match) as error:
-            BaseModel.from_pretrained(folder, lora=[path])
+            read(path, shapes)
         assert "wrong.safetensors" in str(error.value)
         assert "\n" not in str(error.value)
 
