@@ -1,0 +1,314 @@
+"""The programs that a pipeline compiles, and how they run on one device or several.
+
+A program goes from named arrays to named arrays; what one returns under a name is what another
+reads under it (`_READS`). No program holds a weight or a prompt: what is not an array here, and so
+part of the compiled program, is the models' structure and the few keyword arguments.
+
+Legend: b pictures, m people sets (b, or 1 where all pictures show the same), g branches of the
+guidance, s steps, r references, i identities, k tokens of a photo, t text tokens, h w latent grid,
+c latent channels, H W pixels, n heads, D d features.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from fusionjax import masks as masking
+from fusionjax import schedulers
+from fusionjax.base import BaseModel
+from fusionjax.unet import Faces, FusionUNet
+
+Named = dict[str, Any]
+
+
+class Programs:
+    """What is computed, as pure functions of weights and named arrays.
+
+    Args:
+        base: the base model.
+        fusion: its UNet, able to see faces.
+        controlnet: a `fusionjax.controlnet.ControlNet` or None.
+    """
+
+    def __init__(self, base: BaseModel, fusion: FusionUNet, controlnet: Any = None) -> None:
+        self.base = base
+        self.fusion = fusion
+        self.controlnet = controlnet
+
+    def photo(self, params: Any, x: Any) -> dict[str, Any]:
+        """A photo [1, H, W, 3] → its latents [1, h, w, c] and hf [1, k, D] of every layer."""
+        latents: Any = self.base.encode_image(params["base"], x["image"])
+        if self.fusion.options.reference != "clean":
+            return {"latents": latents, "states": {}}
+        empty: Any = self.base.encode_text(params["base"], x["empty_ids"])
+        states = self.fusion.reference_states(params["base"]["unet"], latents[None], empty)
+        return {
+            "latents": latents,
+            "states": {layer: h[0].astype(jnp.bfloat16) for layer, h in states.items()},
+        }
+
+    def image(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
+        """Images [b, H, W, 3] → latents, one at a time."""
+
+        def one(image: Array) -> Array:
+            return self.base.encode_image(params["base"], image[None])[0]
+
+        return {"known": jax.lax.map(one, x["images"])}
+
+    def noise(self, params: Any, x: dict[str, Any], *, grid: tuple[int, int]) -> dict[str, Any]:
+        """Unit starting noise [b, h, w, c], each picture's from its own seed."""
+        shape = (*grid, self.base.unet.in_channels)
+        return {"start_noise": jax.vmap(lambda seed: _normal(seed, 0, shape))(x["seeds"])}
+
+    def look(self, params: Any, x: dict[str, Any], *, grid: tuple[int, int]) -> dict[str, Any]:
+        """What the UNet attends to: text [b, t, d], Kf and Vf [m, r, k, n, d], the masks' M."""
+        b = x["ids"].shape[0]
+        ids = jnp.concatenate([x["negative_ids"], x["ids"]])
+        text = self.base.encode_text(params["base"], ids)
+        look: dict[str, Any] = {"negative": text[:b], "positive": text[b:]}
+        if "states" not in x:
+            return look
+        if x["states"]:
+            keys, values = self.fusion.face_tokens(params["fusion"], x["states"])
+            look |= {"keys": keys, "values": values}
+        else:
+            look["empty"] = self.base.encode_text(params["base"], x["empty_ids"])
+        if "masks" in x:
+            ones = jnp.ones(x["owner"].shape, jnp.float32)
+            look["bias"] = {
+                name: masking.layer_bias(ones, layer.grid(*grid), x["masks"], x["owner"])
+                for name, layer in self.fusion.layers.items()
+            }
+        return look
+
+    def start(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
+        """The latents before the first step: noise, or a given picture under noise."""
+        latents = x["start_levels"][1] * x["start_noise"]
+        if "known" in x:
+            latents = latents + x["start_levels"][0] * x["known"]
+        return {"carry": schedulers.Carry.start(latents)}
+
+    def steps(
+        self, params: Any, x: dict[str, Any], *, branches: int, in_negative: bool
+    ) -> dict[str, Any]:
+        """Some steps of the sampler: a scan over `x["rows"]`."""
+        b, *shape = x["carry"].latents.shape
+        text = jnp.concatenate(
+            {
+                1: [x["positive"]],
+                2: [x["negative"], x["positive"]],
+                3: [x["negative"], x["positive"], x["positive"]],
+            }[branches]
+        )
+
+        def tiled(array: Array) -> Array:
+            return jnp.tile(array, (branches, *[1] * (array.ndim - 1)))
+
+        def step(carry: schedulers.Carry, now: dict[str, Any]) -> tuple[schedulers.Carry, None]:
+            row = now["row"]
+            latents = tiled(carry.latents * row.input_scale)
+            timesteps = jnp.full(branches * b, row.timesteps)
+            faces = None
+            if "layer_log" in x:
+                faces = self._faces(params, x, now)
+                if in_negative:
+                    faces = jax.tree.map(tiled, faces)
+            residuals = {}
+            if "control_image" in x:
+                residuals = self.controlnet.residuals(
+                    params["controlnet"],
+                    latents,
+                    timesteps,
+                    text,
+                    tiled(x["control_image"]),
+                    tiled(x["control_strength"]),
+                )
+            answers = self.fusion(
+                params["base"]["unet"], latents, timesteps, text, faces, **residuals
+            )
+            answer = jnp.einsum("gb,gbhwc->bhwc", x["mix"], answers.reshape(branches, b, *shape))
+            noise = jax.vmap(lambda seed: _normal(seed, now["index"] + 1, shape))(x["seeds"])
+            carry = schedulers.advance(row, carry, answer, noise)
+            if "known" in x:
+                level = row.next_clean * x["known"] + row.next_noise * x["start_noise"]
+                kept = x["keep"] * level + (1 - x["keep"]) * carry.latents
+                carry = carry._replace(latents=kept)
+            return carry, None
+
+        return {"carry": jax.lax.scan(step, x["carry"], x["rows"])[0]}
+
+    def _faces(self, params: Any, x: dict[str, Any], now: dict[str, Any]) -> Faces:
+        """The faces at one step, for b pictures: log λ is added to the masks' M."""
+        strength = now["log_strength"] + self.fusion.options.face_logit_bias
+        keys, values = (
+            self._matched_tokens(params, x, now) if "photos" in x else (x["keys"], x["values"])
+        )
+        bias = {}
+        for index, name in enumerate(self.fusion.layers):
+            bias[name] = (strength + x["layer_log"][index][:, None])[:, None, :]
+            if "bias" in x:
+                bias[name] = bias[name] + x["bias"][name]
+
+        def spread(array: Array) -> Array:
+            return jnp.broadcast_to(array, (strength.shape[0], *array.shape[1:]))
+
+        return Faces(jax.tree.map(spread, keys), jax.tree.map(spread, values), bias)
+
+    def _matched_tokens(self, params: Any, x: dict[str, Any], now: dict[str, Any]) -> Any:
+        """Kf, Vf of photos noised to this step's level (the reference option `matched`)."""
+        photos = x["photos"]
+        # The photos' noise depends on nothing but their place, so that pictures are repeatable.
+        noise = jax.random.normal(jax.random.key(0), photos.shape[1:])
+        noised = now["photo_levels"][0] * photos + now["photo_levels"][1] * noise[None]
+        timesteps = jnp.full(photos.shape[0], now["row"].timesteps)
+        states = self.fusion.reference_states(params["base"]["unet"], noised, x["empty"], timesteps)
+        return self.fusion.face_tokens(params["fusion"], states)
+
+    def share(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
+        """How attention is shared at one step: mean of the layers, at the finest one's grid."""
+        row, latents = x["rows"]["row"], x["carry"].latents
+        shares = self.fusion.attention_share(
+            params["base"]["unet"],
+            latents * row.input_scale,
+            jnp.full(latents.shape[0], row.timesteps),
+            x["positive"],
+            self._faces(params, x, x["rows"]),
+        )
+        finest = max(share.shape[1:3] for share in shares.values())
+        resized = [
+            jax.image.resize(share, (share.shape[0], *finest, share.shape[3]), "nearest")
+            for share in shares.values()
+        ]
+        return {"share": jnp.mean(jnp.stack(resized), 0)}
+
+    def decode(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
+        """Latents → grey levels, one picture at a time: a large VAE holds no batch at once."""
+
+        def one(latents: Array) -> Array:
+            image = self.base.decode(params["base"], latents[None])[0]
+            return jnp.round((jnp.clip(image, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+        return {"images": jax.lax.map(one, x["carry"].latents)}
+
+
+class Runner:
+    """Compiles each program once for the shapes that it meets, and runs it.
+
+    Args:
+        programs: the programs.
+        params: all weights, as the programs' first argument.
+        devices: where to run; pictures are spread over as many as are asked for.
+
+    Attributes:
+        compilations: how many programs were compiled so far, and
+        compile_seconds: how long that took (loading from the compilation cache counts).
+    """
+
+    def __init__(self, programs: Programs, params: Any, devices: Sequence[jax.Device]) -> None:
+        self.programs = programs
+        self.devices = list(devices)
+        self.compilations = 0
+        self.compile_seconds = 0.0
+        self._params_source = params
+        self._placed: dict[int, Any] = {}
+        self._compiled: dict[Any, Callable[..., Named]] = {}
+
+    def run(self, name: str, devices: int, x: dict[str, Any], **static: Any) -> dict[str, Any]:
+        """Runs a program, compiled once for the shapes of its inputs and for `static`.
+
+        On several devices each paints its own pictures, without a word to the others.
+        """
+        mesh = self._mesh(devices)
+        x = {key: value for key, value in x.items() if key in _READS[name]}
+        specs = _specs(x, devices)
+        placed = jax.tree.map(
+            lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), x, specs
+        )
+        params = self._params(devices)
+        leaves, structure = jax.tree.flatten(placed)
+        shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
+        key = (name, devices, structure, shapes, tuple(static.items()))
+        if key not in self._compiled:
+            program = functools.partial(getattr(self.programs, name), **static)
+            if devices > 1:
+                outputs = _specs(jax.eval_shape(program, params, placed), devices)
+                program = jax.shard_map(
+                    program,
+                    mesh=mesh,
+                    in_specs=(PartitionSpec(), specs),
+                    out_specs=outputs,
+                    check_vma=False,
+                )
+            began = time.perf_counter()
+            self._compiled[key] = jax.jit(program).lower(params, placed).compile()
+            self.compile_seconds += time.perf_counter() - began
+            self.compilations += 1
+        return self._compiled[key](params, placed)
+
+    def _mesh(self, devices: int) -> Mesh:
+        chosen = self.devices[:devices]
+        return jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=chosen)
+
+    def _params(self, devices: int) -> Any:
+        """All weights, on each of the devices."""
+        if devices not in self._placed:
+            everywhere = NamedSharding(self._mesh(devices), PartitionSpec())
+            self._placed[devices] = jax.device_put(self._params_source, everywhere)
+        return self._placed[devices]
+
+
+# Which of the named arrays each program reads.
+_READS: dict[str, frozenset[str]] = {
+    name: frozenset(names.split())
+    for name, names in {
+        "photo": "image empty_ids",
+        "image": "images",
+        "noise": "seeds",
+        "look": "ids negative_ids states owner masks empty_ids",
+        "start": "start_levels start_noise known",
+        "steps": "carry rows mix seeds start_noise negative positive empty keys values bias"
+        " layer_log photos known keep control_image control_strength",
+        "share": "carry rows positive keys values bias layer_log",
+        "decode": "carry",
+    }.items()
+}
+
+# The axis of the picture in each named array, along which it is split over devices. Of what all
+# pictures share there is one, and what is not named here is the same for all: both lie everywhere.
+_FIRST = (
+    "ids negative_ids states owner masks photos images seeds start_noise known keep carry "
+    "control_image control_strength negative positive keys values bias share"
+)
+_PICTURE_AXIS = {
+    "mix": 1,
+    "log_strength": 1,
+    "layer_log": 1,
+    **dict.fromkeys(_FIRST.split(), 0),
+}
+
+
+def _specs(tree: dict[str, Any], devices: int) -> Any:
+    """How each named array lies on the devices."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        axis = next((_PICTURE_AXIS[name] for name in names if name in _PICTURE_AXIS), None)
+        if devices == 1 or axis is None:
+            return PartitionSpec()
+        axis = min(axis, leaf.ndim - 1) if names[0] == "rows" else axis
+        if leaf.shape[axis] == 1:
+            return PartitionSpec()
+        return PartitionSpec(*[None] * axis, "data")
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _normal(seed: Array, stream: Array | int, shape: Sequence[int]) -> Array:
+    """Unit noise of one picture: stream 0 starts it, stream 1 + s is step s."""
+    return jax.random.normal(jax.random.fold_in(jax.random.key(seed), stream), shape)

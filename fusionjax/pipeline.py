@@ -1,0 +1,956 @@
+"""From a prompt and people to pictures.
+
+    pipe = FusionPipeline.from_pretrained(base, fusion=adapter)
+    person = pipe.encode_identity(["a.jpg", "b.jpg"])
+    pipe("an astronaut in a garden", identities=[person], seed=0).images[0].save("out.png")
+
+A few programs are compiled for a number of pictures and a size (`painting.py`): prompts, people
+and masks to what the UNet attends to; a `lax.scan` over the sampler's steps; latents to pixels.
+Prompts, people (up to the padded number), strengths, masks, seeds, guidance and the sampler's
+table are data, so changing them compiles nothing.
+
+Every picture draws its noise from its own seed, so it is the same alone, in a batch, and on any
+number of devices.
+
+Legend: b pictures, m people sets (b, or 1 where all pictures show the same), g branches of the
+guidance, s steps, r references, i identities, k tokens of a photo, h w latent grid, c latent
+channels, H W pixels, D features of a layer.
+"""
+
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from fusionjax import masks as masking
+from fusionjax import photos as photo_files
+from fusionjax import schedulers
+from fusionjax.attention import INVISIBLE, Implementation
+from fusionjax.base import BaseModel
+from fusionjax.errors import UserError
+from fusionjax.identity import THUMBNAIL_SIDE, Identity
+from fusionjax.interop.adapter_file import Adapter, check_fits
+from fusionjax.painting import Programs, Runner
+from fusionjax.unet import FusionOptions, FusionParams, FusionUNet
+
+ASSETS = Path(__file__).parent / "assets"
+MINI_BASE = ASSETS / "mini"
+MINI_FUSION = ASSETS / "mini_fusion.safetensors"
+
+_LARGEST_SEED = 2**32 - 1
+_REPORTS = 5  # a progress callback hears of the steps at least so often, where they divide
+
+# stage ("compile", "steps", "decode"), how much is done, of how much, seconds it took
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picture:
+    """What one picture shall show. All of it is data: no value compiles anything.
+
+    Attributes:
+        prompt: what is seen.
+        negative_prompt: what is not.
+        identities: the people in it.
+        face_strength: λ of each identity; 0 is the base model, 1 the trained strength.
+        face_steps: the share of the steps, from and until, in which faces act.
+        layer_strength: factors on λ by layer name.
+        masks: where each identity is, [i, H, W] in [0, 1]. None: no regions.
+        seed: of all noise.
+        guidance_scale: of the classifier-free guidance; 1 is none.
+        face_guidance_scale: None guides text and faces as one. A number guides by the text with
+            `guidance_scale` and by the faces with this, for one more UNet pass a step.
+        latents: the starting noise, [h, w, c], in place of the seed's.
+        image: a picture to start from, [H, W, 3] in [-1, 1]; how far to leave it is
+            `Settings.image_strength`.
+        paint_where: with an image: 1 where it is painted anew, 0 where it stays, [H, W].
+        control_image: the ControlNet's input, [H, W, 3] in [0, 1].
+        control_strength: a factor on the ControlNet's answer.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    identities: Sequence[Identity] = ()
+    face_strength: Sequence[float] | float = 1.0
+    face_steps: tuple[float, float] = (0.0, 1.0)
+    layer_strength: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    masks: np.ndarray | None = None
+    seed: int = 0
+    guidance_scale: float = 7.5
+    face_guidance_scale: float | None = None
+    latents: np.ndarray | None = None
+    image: np.ndarray | None = None
+    paint_where: np.ndarray | None = None
+    control_image: np.ndarray | None = None
+    control_strength: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What pictures painted together share; height, width and steps decide what is compiled.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        steps: noise levels to visit.
+        scheduler: one of `schedulers.SCHEDULERS`.
+        image_strength: with `Picture.image`: the share of the steps that is run, in (0, 1].
+        faces_in_negative: show the faces to the guidance's negative branch too.
+    """
+
+    height: int
+    width: int
+    steps: int = 30
+    scheduler: str = "dpmpp_2m"
+    image_strength: float = 0.8
+    faces_in_negative: bool = False
+
+
+class Output(NamedTuple):
+    """What was painted.
+
+    Attributes:
+        images: the pictures.
+        latents: [b, h, w, c], before decoding.
+        seeds: each picture's seed.
+        attention_share: where it was asked for: [b, rows, columns, 1 + r], the share of the
+            attention that each place gave to the text and to each photo (of all identities, in
+            order), mean of layers, heads and the steps looked at; else None.
+    """
+
+    images: list[Image.Image]
+    latents: Float[np.ndarray, "b h w c"]
+    seeds: list[int]
+    attention_share: np.ndarray | None = None
+
+
+class FusionPipeline:
+    """A base model, an adapter, and the compiled programs that paint with them.
+
+    Attributes:
+        base: the base model.
+        fusion: its UNet, able to see faces.
+        fusion_params: the adapter's kf and vf; None paints from text alone.
+        runner: the compiled programs; it counts compilations and their seconds.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        fusion_params: FusionParams | None = None,
+        options: FusionOptions | None = None,
+        *,
+        controlnet: Any = None,
+        devices: Sequence[jax.Device] | None = None,
+        attention: Implementation | None = None,
+    ) -> None:
+        """Puts a pipeline together from its parts.
+
+        Args:
+            base: the base model.
+            fusion_params: the adapter's kf and vf.
+            options: as the adapter was trained.
+            controlnet: a `fusionjax.controlnet.ControlNet`.
+            devices: pictures are spread over these; None is every local device.
+            attention: implementation for all layers, None for the platform's fastest.
+        """
+        self.base = base
+        self.fusion = FusionUNet(base.unet, options, attention=attention)
+        self.fusion_params = fusion_params
+        self.controlnet = controlnet
+        params = {
+            "base": base.params,
+            "fusion": fusion_params,
+            "controlnet": None if controlnet is None else controlnet.params,
+        }
+        self.runner = Runner(
+            Programs(base, self.fusion, controlnet),
+            params,
+            jax.local_devices() if devices is None else devices,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | os.PathLike[str] | None = None,
+        fusion: str | os.PathLike[str] | None = None,
+        *,
+        dtype: Any = jnp.float32,
+        controlnet: str | os.PathLike[str] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        attention: Implementation | None = None,
+        **base_options: Any,
+    ) -> "FusionPipeline":
+        """Loads a base model and an adapter.
+
+        Args:
+            base: whatever `BaseModel.from_pretrained` takes. None is the base that the adapter
+                was trained on, and without an adapter the embedded mini model.
+            fusion: a run's folder, one of its steps, or an exported `.safetensors`. None is no
+                adapter, except for the embedded mini model, which has its own.
+            dtype: type of the weights and of the computation.
+            controlnet: a ControlNet's diffusers folder, file or hub id.
+            devices: as for the constructor.
+            attention: likewise.
+            **base_options: for `BaseModel.from_pretrained` (`vae`, `lora`).
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            UserError: if something is missing or does not fit.
+        """
+        adapter: Adapter | None = None
+        if base is None and fusion is None:
+            base, fusion = MINI_BASE, MINI_FUSION
+        elif base is not None and fusion is None and Path(base).absolute() == MINI_BASE:
+            fusion = MINI_FUSION
+        if fusion is not None:
+            from fusionjax.checkpoint import load_adapter
+
+            adapter = load_adapter(os.fspath(fusion))
+        if base is None:
+            assert adapter is not None
+            if not adapter.base:
+                raise UserError(f"{fusion} does not say which base it was trained on; pass base")
+            base = adapter.base
+        model = BaseModel.from_pretrained(base, dtype=dtype, **base_options)
+        network = None
+        if controlnet is not None:
+            from fusionjax.controlnet import ControlNet
+
+            network = ControlNet.from_pretrained(controlnet, dtype=dtype)
+        pipe = cls(
+            model,
+            None if adapter is None else adapter.params,
+            None if adapter is None else adapter.options,
+            controlnet=network,
+            devices=devices,
+            attention=attention,
+        )
+        if adapter is not None:
+            check_fits(adapter, pipe.fusion.layers, model.fingerprint, str(fusion))
+        return pipe
+
+    @property
+    def photo_side(self) -> int:
+        """Side of the square photos that the base model looks at, in pixels."""
+        return self.base.unet.sample_size * self.base.vae_scale_factor
+
+    def encode_identity(
+        self,
+        photos: photo_files.PhotoSource | Sequence[photo_files.PhotoSource],
+        *,
+        crop: str = "auto",
+        weights: Sequence[float] | None = None,
+    ) -> Identity:
+        """Runs a person's photos through the frozen UNet, once.
+
+        Args:
+            photos: one photo or several of the same person, see `photos.read_photo`.
+            crop: `auto` or `none`, see `photos.prepare_photo`.
+            weights: λ of each photo; None is 1 for each.
+
+        Returns:
+            The person.
+
+        Raises:
+            UserError: if there is no photo, one cannot be used, or the weights do not fit.
+        """
+        if isinstance(photos, str | os.PathLike | Image.Image | np.ndarray):
+            photos = [photos]
+        if not photos:
+            raise UserError("no photos are given; a person needs at least one")
+        images = [photo_files.prepare_photo(photo, self.photo_side, crop) for photo in photos]
+        latents, states = [], []
+        empty = self.base.tokenize([""])
+        for image in images:
+            x = {"image": photo_files.to_array(image)[None], "empty_ids": empty}
+            seen = self.runner.run("photo", 1, x)
+            latents.append(np.asarray(seen["latents"]))
+            states.append({layer: np.asarray(h) for layer, h in seen["states"].items()})
+        thumbnails = [
+            np.asarray(image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS))
+            for image in images
+        ]
+        identity = Identity(
+            states={layer: np.concatenate([each[layer] for each in states]) for layer in states[0]},
+            latents=np.concatenate(latents),
+            thumbnails=np.stack(thumbnails),
+            weights=(1.0,) * len(images),
+            base_fingerprint=self.base.fingerprint,
+            reference=self.fusion.options.reference,
+        )
+        return identity if weights is None else identity.weighted(weights)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        identities: Sequence[Identity] = (),
+        *,
+        masks: Any = None,
+        negative_prompt: str = "",
+        num_inference_steps: int = 30,
+        guidance_scale: float = 7.5,
+        face_guidance_scale: float | None = None,
+        face_strength: float | Sequence[float] = 1.0,
+        face_steps: tuple[float, float] = (0.0, 1.0),
+        layer_strength: Mapping[str, float] | None = None,
+        faces_in_negative: bool = False,
+        num_images_per_prompt: int = 1,
+        seed: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+        scheduler: str = "dpmpp_2m",
+        latents: np.ndarray | jax.Array | None = None,
+        image: photo_files.PhotoSource | None = None,
+        image_strength: float = 0.8,
+        paint_where: photo_files.PhotoSource | None = None,
+        control_image: photo_files.PhotoSource | None = None,
+        control_strength: float = 1.0,
+        batch_size: int | None = None,
+        attention_share: bool = False,
+        progress: Progress | None = None,
+    ) -> Output:
+        """Paints pictures of people.
+
+        Args:
+            prompt: what is seen; several prompts give pictures of the same people.
+            identities: the people, from `encode_identity`, `Identity.load` or `Identity.mix`.
+            masks: where each person is: an array [i, height, width] in [0, 1]. A place in no
+                mask sees everybody, a place in two sees nobody (the paper's equation 7).
+            negative_prompt: what shall not be seen.
+            num_inference_steps: noise levels to visit.
+            guidance_scale: of the classifier-free guidance, ≥ 1; 1 is none.
+            face_guidance_scale: guides by the faces separately, see `Picture`.
+            face_strength: λ ≥ 0 of the faces, one for all or one for each identity; 0 is exactly
+                the base model.
+            face_steps: from which to which share of the steps the faces act.
+            layer_strength: factors on λ by layer name (`pipe.fusion.layers`).
+            faces_in_negative: show the faces to the negative branch too.
+            num_images_per_prompt: pictures for each prompt.
+            seed: of the first picture; the next have the next numbers. In [0, 2³²).
+            height: in pixels; None is the base's own size.
+            width: in pixels.
+            scheduler: one of `schedulers.SCHEDULERS`.
+            latents: unit-variance starting noise [b, h, w, c] in place of the seeds'.
+            image: a picture to start from (image to image).
+            image_strength: how far to leave it: the share of the steps to run, in (0, 1].
+            paint_where: a mask picture: white is painted anew, black stays (inpainting).
+            control_image: the ControlNet's input.
+            control_strength: a factor on the ControlNet's answer.
+            batch_size: pictures to paint at once; None is all.
+            attention_share: measure how much each place attended to each photo.
+            progress: called as `progress(stage, done, of, seconds)`.
+
+        Returns:
+            The pictures, prompt by prompt, with latents and seeds.
+
+        Raises:
+            UserError: if an argument is wrong, before anything is compiled.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise UserError("no prompt is given")
+        if num_images_per_prompt < 1:
+            raise UserError(f"num_images_per_prompt is {num_images_per_prompt}; it must be ≥ 1")
+        settings = Settings(
+            height=self.photo_side if height is None else height,
+            width=self.photo_side if width is None else width,
+            steps=num_inference_steps,
+            scheduler=scheduler,
+            image_strength=image_strength,
+            faces_in_negative=faces_in_negative,
+        )
+        self._check_settings(settings)
+        count = len(prompts) * num_images_per_prompt
+        grid = self._grid(settings)
+        if latents is not None:
+            latents = np.asarray(latents, np.float32)
+            expected = (count, *grid, self.base.unet.in_channels)
+            if latents.shape != expected:
+                raise UserError(f"latents have shape {latents.shape}; they must be {expected}")
+        size = (settings.width, settings.height)
+        pictures = [
+            Picture(
+                prompt=prompts[i // num_images_per_prompt],
+                negative_prompt=negative_prompt,
+                identities=tuple(identities),
+                face_strength=face_strength,
+                face_steps=face_steps,
+                layer_strength=layer_strength or {},
+                masks=None if masks is None else np.asarray(masks, np.float32),
+                seed=seed + i,
+                guidance_scale=guidance_scale,
+                face_guidance_scale=face_guidance_scale,
+                latents=None if latents is None else latents[i],
+                image=None if image is None else fit_image(image, size) * 2 - 1,
+                paint_where=None if paint_where is None else fit_image(paint_where, size).mean(-1),
+                control_image=None if control_image is None else fit_image(control_image, size),
+                control_strength=control_strength,
+            )
+            for i in range(count)
+        ]
+        return self.paint(
+            pictures,
+            settings,
+            batch_size=batch_size,
+            attention_share=attention_share,
+            progress=progress,
+        )
+
+    def paint(
+        self,
+        pictures: Sequence[Picture],
+        settings: Settings,
+        *,
+        batch_size: int | None = None,
+        attention_share: bool = False,
+        progress: Progress | None = None,
+    ) -> Output:
+        """Paints pictures that may differ in everything but their `Settings`.
+
+        Args:
+            pictures: what to paint.
+            settings: what they share.
+            batch_size: pictures to paint at once; None is all. The last batch is filled up, so
+                that nothing is compiled for it.
+            attention_share: see `Output`.
+            progress: called as `progress(stage, done, of, seconds)`.
+
+        Returns:
+            The pictures in the order given.
+
+        Raises:
+            UserError: if a picture or a setting is wrong, before anything is compiled.
+        """
+        self._check_settings(settings)
+        if not pictures:
+            raise UserError("no pictures are asked for")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be ≥ 1")
+        for picture in pictures:
+            self._check_picture(picture, settings)
+        if attention_share:
+            self._check_attention_share(pictures)
+        self._check_alike(pictures)
+        size = min(batch_size or len(pictures), len(pictures))
+        outputs: list[Any] = []
+        for start in range(0, len(pictures), size):
+            chunk = list(pictures[start : start + size])
+            report = _of_many(progress, len(outputs), -(-len(pictures) // size))
+            filled = chunk + chunk[-1:] * (size - len(chunk))
+            outputs.append(self._paint_batch(filled, len(chunk), settings, attention_share, report))
+        shares = [share for *_, share in outputs if share is not None]
+        return Output(
+            images=[Image.fromarray(pixels) for images, *_ in outputs for pixels in images],
+            latents=np.concatenate([latents for _, latents, _ in outputs]),
+            seeds=[picture.seed for picture in pictures],
+            attention_share=np.concatenate(shares) if shares else None,
+        )
+
+    # --- a batch ---------------------------------------------------------------------------------
+
+    def _paint_batch(
+        self,
+        pictures: list[Picture],
+        wanted: int,
+        settings: Settings,
+        attention_share: bool,
+        progress: Progress | None,
+    ) -> tuple[UInt8[np.ndarray, "b H W 3"], np.ndarray, np.ndarray | None]:
+        clock = _Clock(self.runner, progress)
+        devices = _devices_for(len(pictures), len(self.runner.devices))
+        per_device = -(-len(pictures) // devices)
+        pictures = pictures + pictures[-1:] * (per_device * devices - len(pictures))
+        plan = schedulers.plan(
+            self.base.schedule,
+            settings.scheduler,
+            settings.steps,
+            image_strength=settings.image_strength if pictures[0].image is not None else None,
+        )
+        people = self._people(pictures, plan, settings)
+        branches, mix = _branches(pictures, people is not None)
+        x = {
+            "mix": mix,
+            "seeds": np.array([picture.seed for picture in pictures], np.uint32),
+            **self._look(pictures, people, devices, settings),
+            **self._known(pictures, devices, settings),
+            **self._control(pictures),
+        }
+        x["start_noise"] = self._noise(pictures, x["seeds"], devices, settings)
+        rows = {
+            "row": plan.rows,
+            "index": np.arange(len(plan), dtype=np.uint32),
+            **self._faces_by_row(people, plan),
+        }
+        x["start_levels"] = np.array([plan.start_clean, plan.start_noise], np.float32)
+        x["carry"] = self.runner.run("start", devices, x)["carry"]
+
+        done, shares = 0, []
+        segment = len(plan) if progress is None and not attention_share else _segment(len(plan))
+        while done < len(plan):
+            clock.start()
+            x["rows"] = _rows(rows, slice(done, done + segment))
+            x["carry"] = self.runner.run(
+                "steps", devices, x, branches=branches, in_negative=settings.faces_in_negative
+            )["carry"]
+            done += segment
+            clock.stop("steps", done, len(plan), x["carry"])
+            if attention_share and done < len(plan):
+                x["rows"] = _rows(rows, done)
+                shares.append(np.asarray(self.runner.run("share", devices, x)["share"]))
+        clock.start()
+        images = np.asarray(self.runner.run("decode", devices, x)["images"])
+        clock.stop("decode", wanted, wanted, images)
+        latents = np.asarray(x["carry"].latents)
+        share = np.mean(shares, 0)[:wanted] if shares else None
+        return images[:wanted], latents[:wanted], share
+
+    def _noise(
+        self, pictures: list[Picture], seeds: np.ndarray, devices: int, settings: Settings
+    ) -> np.ndarray:
+        drawn = self.runner.run("noise", devices, {"seeds": seeds}, grid=self._grid(settings))[
+            "start_noise"
+        ]
+        if all(picture.latents is None for picture in pictures):
+            return drawn
+        return np.stack(
+            [
+                np.asarray(noise if picture.latents is None else picture.latents, np.float32)
+                for picture, noise in zip(pictures, np.asarray(drawn), strict=True)
+            ]
+        )
+
+    def _look(
+        self, pictures: list[Picture], people: "_People | None", devices: int, settings: Settings
+    ) -> dict[str, Any]:
+        """What the UNet attends to, by the program of that name."""
+        x: dict[str, Any] = {
+            "negative_ids": self.base.tokenize([picture.negative_prompt for picture in pictures]),
+            "ids": self.base.tokenize([picture.prompt for picture in pictures]),
+        }
+        if people is None:
+            return self.runner.run("look", devices, x, grid=self._grid(settings))
+        x |= {"states": people.states, "owner": people.owner}
+        if people.masks is not None:
+            x["masks"] = people.masks
+        if people.photos is not None:
+            x["empty_ids"] = self.base.tokenize([""])
+        look = self.runner.run("look", devices, x, grid=self._grid(settings))
+        if people.photos is not None:
+            look["photos"] = people.photos
+        return {**look, "layer_log": people.layer_log}
+
+    def _known(
+        self, pictures: list[Picture], devices: int, settings: Settings
+    ) -> dict[str, np.ndarray]:
+        """The given pictures' latents, and where they shall stay, [b, h, w, 1]."""
+        images = [picture.image for picture in pictures if picture.image is not None]
+        if not images:
+            return {}
+        grid = self._grid(settings)
+        factor = self.base.vae_scale_factor
+        keep = np.zeros((len(pictures), *grid, 1), np.float32)
+        for row, picture in zip(keep, pictures, strict=True):
+            if picture.paint_where is not None:  # a latent is painted if any of its pixels is
+                cells = picture.paint_where.reshape(grid[0], factor, grid[1], factor)
+                row[..., 0] = 1 - cells.max((1, 3))
+        x = {"images": np.stack(images).astype(np.float32)}
+        return {"known": self.runner.run("image", devices, x)["known"], "keep": keep}
+
+    def _control(self, pictures: list[Picture]) -> dict[str, np.ndarray]:
+        images = [p.control_image for p in pictures if p.control_image is not None]
+        if not images:
+            return {}
+        return {
+            "control_image": np.stack(images).astype(np.float32),
+            "control_strength": np.array([p.control_strength for p in pictures], np.float32),
+        }
+
+    def _faces_by_row(self, people: "_People | None", plan: schedulers.Plan) -> dict[str, Any]:
+        if people is None:
+            return {}
+        if people.photos is None:
+            return {"log_strength": people.log_strength}
+        # Shares of photo and noise at each row's timestep, for the reference option `matched`.
+        a = np.interp(
+            plan.rows.timesteps,
+            np.arange(self.base.schedule.num_train_timesteps),
+            self.base.schedule.alphas_cumprod,
+        )
+        levels = np.stack([np.sqrt(a), np.sqrt(1 - a)], -1).astype(np.float32)
+        return {"log_strength": people.log_strength, "photo_levels": levels}
+
+    def _people(
+        self, pictures: list[Picture], plan: schedulers.Plan, settings: Settings
+    ) -> "_People | None":
+        """The people of a batch, padded; None where there are none."""
+        longest = max(sum(len(person) for person in p.identities) for p in pictures)
+        if longest == 0:
+            return None
+        references = _padded(longest)
+        shared = all(_same_people(picture, pictures[0]) for picture in pictures)
+        sets = [picture.identities for picture in (pictures[:1] if shared else pictures)]
+        example = next(person for people in sets for person in people)
+
+        def stacked(arrays: list[list[np.ndarray]], like: np.ndarray) -> np.ndarray:
+            out = np.zeros((len(sets), references, *like.shape[1:]), like.dtype)
+            for row, own in zip(out, arrays, strict=True):
+                if own:
+                    joined = np.concatenate(own)
+                    row[: len(joined)] = joined
+            return out
+
+        states, photos = {}, None
+        if self.fusion.options.reference == "clean":
+            for layer in self.fusion.layers:
+                arrays = [[person.states[layer] for person in people] for people in sets]
+                states[layer] = stacked(arrays, example.states[layer])
+        else:
+            arrays = [[person.latents for person in people] for people in sets]
+            photos = stacked(arrays, example.latents)
+
+        strength = np.zeros((len(plan), len(pictures), references), np.float32)
+        owner = np.zeros((len(pictures), references), np.int32)
+        fractions = np.arange(len(plan)) / len(plan)
+        for j, picture in enumerate(pictures):
+            first, until = picture.face_steps
+            active = (fractions >= first) & (fractions < until)
+            factors = np.broadcast_to(picture.face_strength, len(picture.identities))
+            at = 0
+            for i, (person, factor) in enumerate(zip(picture.identities, factors, strict=True)):
+                these = slice(at, at + len(person))
+                strength[:, j, these] = active[:, None] * factor * np.array(person.weights)
+                owner[j, these] = i
+                at += len(person)
+
+        masks = None
+        if pictures[0].masks is not None:
+            identities = _padded(max(len(picture.identities) for picture in pictures))
+            size = (settings.height, settings.width)
+            masks = np.zeros((len(pictures), identities, *size), np.float32)
+            for row, picture in zip(masks, pictures, strict=True):
+                assert picture.masks is not None  # `_check_alike`
+                row[: len(picture.masks)] = picture.masks
+
+        factors = np.array(
+            [[p.layer_strength.get(layer, 1.0) for p in pictures] for layer in self.fusion.layers]
+        )
+        return _People(states, photos, owner, masks, _log(strength), _log(factors))
+
+    def _grid(self, settings: Settings) -> tuple[int, int]:
+        factor = self.base.vae_scale_factor
+        return settings.height // factor, settings.width // factor
+
+    # --- what can be wrong -----------------------------------------------------------------------
+
+    def _check_settings(self, settings: Settings) -> None:
+        step = self.base.vae_scale_factor * 2 ** (len(self.base.unet.down_block_types) - 1)
+        for name in ("height", "width"):
+            value = getattr(settings, name)
+            if value < step or value % step:
+                nearest = max(round(value / step), 1) * step
+                raise UserError(
+                    f"{name} is {value}; it must be a multiple of {step}, for example {nearest}"
+                )
+        schedulers.plan(self.base.schedule, settings.scheduler, settings.steps)
+
+    def _check_picture(self, picture: Picture, settings: Settings) -> None:
+        if not 0 <= picture.seed <= _LARGEST_SEED:
+            raise UserError(f"seed is {picture.seed}; it must be in 0..{_LARGEST_SEED}")
+        for name in ("guidance_scale", "face_guidance_scale"):
+            value = getattr(picture, name)
+            if value is not None and not (np.isfinite(value) and value >= 1):
+                raise UserError(f"{name} is {value}; it must be a finite number ≥ 1 (1 is none)")
+        start, end = picture.face_steps
+        if not 0 <= start <= end <= 1:
+            raise UserError(
+                f"face_steps are {start} to {end}; they must satisfy 0 ≤ from ≤ until ≤ 1"
+            )
+        self._check_prompt(picture.prompt, "the prompt")
+        self._check_prompt(picture.negative_prompt, "the negative prompt")
+        self._check_people(picture, settings)
+        if picture.paint_where is not None:
+            if picture.image is None:
+                raise UserError("paint_where is given without an image to paint in")
+            if not picture.paint_where.any():
+                raise UserError("paint_where is black everywhere: nothing would be painted")
+        if picture.image is not None:
+            schedulers.plan(
+                self.base.schedule, settings.scheduler, settings.steps,
+                image_strength=settings.image_strength,
+            )  # fmt: skip
+        if picture.control_image is not None and self.controlnet is None:
+            raise UserError("a control image is given, but no ControlNet is loaded")
+        if self.controlnet is not None and picture.control_image is None:
+            raise UserError("a ControlNet is loaded, but no control image is given")
+        if not (np.isfinite(picture.control_strength) and picture.control_strength >= 0):
+            raise UserError(
+                f"control_strength is {picture.control_strength}; it must be a finite number ≥ 0"
+            )
+
+    def _check_people(self, picture: Picture, settings: Settings) -> None:
+        if picture.identities and self.fusion_params is None:
+            raise UserError(
+                "identities are given, but no adapter is loaded; pass fusion (--fusion) with a "
+                "run's folder or an exported .safetensors"
+            )
+        for number, person in enumerate(picture.identities):
+            person.check_fits(
+                self.base.fingerprint, self.fusion.options.reference, f"identity {number}"
+            )
+        strengths = np.asarray(picture.face_strength, np.float64)
+        masking.check_strength(strengths, "face_strength")
+        if strengths.ndim and strengths.shape != (len(picture.identities),):
+            raise UserError(
+                f"face_strength has {strengths.size} numbers for {len(picture.identities)} "
+                "identities; give one for each, or one for all"
+            )
+        for layer, factor in picture.layer_strength.items():
+            if layer not in self.fusion.layers:
+                raise UserError(
+                    f"layer_strength names {layer!r}; the layers are "
+                    f"{', '.join(self.fusion.layers)}"
+                )
+            masking.check_strength(factor, f"layer_strength of {layer}")
+        if picture.masks is None:
+            return
+        masking.check_masks(
+            picture.masks,
+            identities=len(picture.identities),
+            height=settings.height,
+            width=settings.width,
+        )
+        for number, mask in enumerate(picture.masks):
+            if not mask.any():
+                raise UserError(
+                    f"mask {number} is empty: its person would have no place; give it some pixels "
+                    "or leave the person out"
+                )
+
+    def _check_attention_share(self, pictures: Sequence[Picture]) -> None:
+        if self.fusion.options.fusion != "concat" or self.fusion.options.reference != "clean":
+            raise UserError(
+                "attention shares exist for adapters with fusion='concat' and reference='clean'"
+            )
+        if not all(picture.identities for picture in pictures):
+            raise UserError("attention shares are asked for, but a picture shows no identity")
+
+    @staticmethod
+    def _check_alike(pictures: Sequence[Picture]) -> None:
+        """Pictures of one batch either all have masks, images and so on, or none has."""
+        for name in ("masks", "image", "control_image"):
+            given = {getattr(picture, name) is not None for picture in pictures}
+            if len(given) > 1:
+                raise UserError(f"some pictures have {name} and some do not; paint them separately")
+
+    def _check_prompt(self, prompt: str, name: str) -> None:
+        """Warns of a prompt that the text encoder cannot take in whole."""
+        longest = self.base.text_encoder.config.max_position_embeddings
+        ids = self.base.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+        if len(ids) > longest:
+            cut = self.base.tokenizer.decode(ids[longest - 1 : -1]).strip()
+            warnings.warn(
+                f"{name} is longer than {longest - 2} tokens; left out: “{cut}”", stacklevel=5
+            )
+
+
+def _of_many(progress: Progress | None, batch: int, batches: int) -> Progress | None:
+    """Progress in one of several batches, as progress in all of them."""
+    if progress is None or batches == 1:
+        return progress
+    report = progress
+
+    def told(stage: str, done: int, of: int, seconds: float) -> None:
+        if stage == "compile":
+            report(stage, done, of, seconds)
+        else:
+            report(stage, batch * of + done, batches * of, seconds)
+
+    return told
+
+
+class _People(NamedTuple):
+    """The people of a batch.
+
+    Attributes:
+        states: hf by layer, [m, r, k, D]; empty for the reference option `matched`.
+        photos: photos' latents [m, r, h, w, c] for `matched`, else None.
+        owner: the identity that each reference shows, [b, r].
+        masks: [b, i, H, W] or None.
+        log_strength: log λ, [s, b, r].
+        layer_log: log of the layers' factors, [layers, b].
+    """
+
+    states: dict[str, np.ndarray]
+    photos: np.ndarray | None
+    owner: np.ndarray
+    masks: np.ndarray | None
+    log_strength: np.ndarray
+    layer_log: np.ndarray
+
+
+class _Clock:
+    """Reports stages and their seconds; compilation is taken out of them and told by itself."""
+
+    def __init__(self, runner: Runner, progress: Progress | None) -> None:
+        self._runner, self._progress = runner, progress
+        self._compiled = runner.compile_seconds
+        self._began = self._before = 0.0
+
+    def start(self) -> None:
+        self._began, self._before = time.perf_counter(), self._runner.compile_seconds
+
+    def stop(self, stage: str, done: int, of: int, result: Any) -> None:
+        if self._progress is None:
+            return
+        jax.block_until_ready(result)
+        seconds = time.perf_counter() - self._began
+        compiled = self._runner.compile_seconds
+        if compiled > self._compiled:
+            self._progress("compile", 1, 1, compiled - self._compiled)
+            self._compiled = compiled
+        self._progress(stage, done, of, seconds - (compiled - self._before))
+
+
+def fit_image(source: photo_files.PhotoSource, size: tuple[int, int]) -> np.ndarray:
+    """Reads a picture and scales it to the size that is painted.
+
+    Args:
+        source: see `photos.read_photo`.
+        size: width and height in pixels.
+
+    Returns:
+        [H, W, 3] in [0, 1].
+
+    Raises:
+        UserError: if it cannot be read, or its sides are to each other as no crop could mend.
+    """
+    image = photo_files.read_photo(source)
+    if image.size != size:
+        wide, high = image.width / size[0], image.height / size[1]
+        if max(wide, high) > 1.02 * min(wide, high):
+            raise UserError(
+                f"the image has {image.width}×{image.height} pixels (width × height), which is "
+                f"another shape than {size[0]}×{size[1]}; cut it or set the size"
+            )
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image, np.float32) / 255
+
+
+def box_mask(box: Sequence[float], height: int, width: int) -> Float[np.ndarray, "H W"]:
+    """A mask that is 1 inside a box.
+
+    Args:
+        box: left, top, right, bottom as fractions of the picture, in [0, 1].
+        height: of the picture in pixels.
+        width: of the picture in pixels.
+
+    Returns:
+        The mask; every pixel that the box touches is in it.
+
+    Raises:
+        UserError: if the box is not four numbers in order.
+    """
+    values = [float(value) for value in box]
+    if len(values) != 4 or not (
+        0 <= values[0] < values[2] <= 1 and 0 <= values[1] < values[3] <= 1
+    ):
+        raise UserError(
+            f"the box is {list(box)}; it must be left, top, right, bottom with "
+            "0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1"
+        )
+    mask = np.zeros((height, width), np.float32)
+    left, top, right, bottom = values
+    mask[
+        int(np.floor(top * height)) : int(np.ceil(bottom * height)),
+        int(np.floor(left * width)) : int(np.ceil(right * width)),
+    ] = 1
+    return mask
+
+
+def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Keeps compiled programs on disk, so that the next process starts at once.
+
+    Args:
+        folder: where; None is `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/fusionjax/xla`.
+
+    Returns:
+        The folder.
+    """
+    chosen = Path(
+        folder
+        or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusionjax" / "xla"
+    )
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return chosen
+
+
+def _rows(rows: dict[str, Any], index: slice | int) -> dict[str, Any]:
+    """Some rows, or one, of everything that changes from step to step."""
+    return jax.tree.map(lambda column: column[index], rows)
+
+
+def _branches(pictures: Sequence[Picture], people: bool) -> tuple[int, np.ndarray]:
+    """How many branches the guidance has, and their weights in the answer, [g, b].
+
+    With u the answer to the negative prompt, t to the prompt and f to the prompt and the faces:
+    u + g (f - u), or with a face guidance of its own u + g (t - u) + g_f (f - t).
+    """
+    text = np.array([picture.guidance_scale for picture in pictures], np.float32)
+    if people and any(picture.face_guidance_scale is not None for picture in pictures):
+        faces = np.array(
+            [
+                picture.guidance_scale if picture.face_guidance_scale is None
+                else picture.face_guidance_scale
+                for picture in pictures
+            ],
+            np.float32,
+        )  # fmt: skip
+        return 3, np.stack([1 - text, text - faces, faces])
+    if (text == 1).all():
+        return 1, np.ones((1, len(pictures)), np.float32)
+    return 2, np.stack([1 - text, text])
+
+
+def _devices_for(pictures: int, available: int) -> int:
+    """As many devices as have work when each takes the same number of pictures."""
+    per_device = -(-pictures // available)
+    return -(-pictures // per_device)
+
+
+def _segment(rows: int) -> int:
+    """The longest run of steps that divides `rows` and lets progress be reported often enough."""
+    longest = max(rows // _REPORTS, 1)
+    return next(length for length in range(longest, 0, -1) if rows % length == 0)
+
+
+def _padded(count: int) -> int:
+    """The next power of two: people come and go within it without compiling."""
+    return 1 << (count - 1).bit_length()
+
+
+def _same_people(one: Picture, other: Picture) -> bool:
+    return len(one.identities) == len(other.identities) and all(
+        a.states is b.states and a.latents is b.latents
+        for a, b in zip(one.identities, other.identities, strict=True)
+    )
+
+
+def _log(strength: np.ndarray) -> np.ndarray:
+    """log λ, float32, with log 0 = INVISIBLE."""
+    visible = strength > 0
+    return np.where(visible, np.log(np.where(visible, strength, 1)), INVISIBLE).astype(np.float32)
