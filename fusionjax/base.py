@@ -8,7 +8,6 @@ about one.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.flax_compat import quiet_diffusers
 from fusionjax.interop import configs, names, sources
+from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.interop.load import Change, fill
 from fusionjax.interop.lora import Lora, read_lora
 from fusionjax.interop.lora import parse as parse_lora
@@ -34,8 +34,6 @@ from fusionjax.interop.tokenizer import load_tokenizer, tokenizer_for_file
 
 Array = JaxArray | np.ndarray
 Params = dict[str, Any]
-
-_FINGERPRINT_SAMPLES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +135,11 @@ class BaseModel:
         """
         if self.recorded_fingerprint is not None:
             return self.recorded_fingerprint
-        sampler = _Fingerprint()
+        fingerprint = Fingerprint()
         for path, leaf in flatten_dict(self.params["unet"]).items():
-            sampler.add(path, np.asarray(leaf))
-        return sampler.hexdigest()
+            layout = names.to_torch_layout(path, np.asarray(leaf))
+            fingerprint.add(names.torch_name(path), layout)
+        return fingerprint.hexdigest()
 
     @property
     def vae_scale_factor(self) -> int:
@@ -228,31 +227,10 @@ class BaseModel:
         return output.sample.transpose(0, 2, 3, 1)
 
 
-class _Fingerprint:
-    """Collects samples of named parameters; the order of adding does not matter."""
-
-    def __init__(self) -> None:
-        self._digests: dict[str, bytes] = {}
-
-    def add(self, path: names.ParamPath, array: np.ndarray) -> None:
-        flat = array.reshape(-1)
-        sample = flat[:: max(1, flat.size // _FINGERPRINT_SAMPLES)].astype(np.float32)
-        with np.errstate(over="ignore"):
-            rounded = sample.astype("<f2").tobytes()
-        digest = hashlib.blake2b(f"{array.shape}".encode() + rounded, digest_size=16)
-        self._digests["/".join(path)] = digest.digest()
-
-    def hexdigest(self) -> str:
-        total = hashlib.blake2b(digest_size=8)
-        for name in sorted(self._digests):
-            total.update(name.encode() + self._digests[name])
-        return total.hexdigest()
-
-
 def _load(
     cls: type[BaseModel], source: Any, dtype: Any, vae: Any, loras: Sequence[Any], tokenizer: Any
 ) -> BaseModel:
-    fingerprint = _Fingerprint()
+    fingerprint = Fingerprint()
     with contextlib.ExitStack() as files:
         parts = sources.open_base(source, dtype, vae, files)
         words = parts["text_encoder"].module.config.vocab_size

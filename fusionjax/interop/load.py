@@ -92,7 +92,7 @@ def fill(
     dtype: Any,
     *,
     changes: Mapping[str, Change] | None = None,
-    see: Callable[[names.ParamPath, np.ndarray], None] | None = None,
+    see: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
     """Reads a module's parameters.
 
@@ -103,7 +103,8 @@ def fill(
         dtype: the parameters' type.
         changes: by PyTorch name, what to do to a float32 tensor in PyTorch's layout, such as
             adding a LoRA.
-        see: is shown every parameter's path and value before it is rounded to `dtype`.
+        see: is shown every parameter's PyTorch name and value (in PyTorch's layout) before it is
+            rounded to `dtype`.
 
     Returns:
         The parameter tree.
@@ -126,7 +127,7 @@ def fill(
                 f"the model's {list(shape)} (in Flax's order of axes)"
             )
         if see is not None:
-            see(path, array)
+            see(name, names.to_torch_layout(path, array))
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(array, dtype)
         if not np.isfinite(array).all():
