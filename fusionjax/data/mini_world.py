@@ -272,8 +272,7 @@ def random_person(rng: np.random.Generator, split: str) -> Person:
     Raises:
         ValueError: If there is no such split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
+    _check_split(split)
     while True:
         traits = {
             trait: choices[rng.choice(len(choices), p=_TRAIT_WEIGHTS.get(trait))]
@@ -296,18 +295,24 @@ def people(split: str, count: int, seed: int = 0) -> list[Person]:
         The people, all different.
 
     Raises:
-        ValueError: If the split has fewer people than asked for.
+        ValueError: If there is no such split, or it has fewer people than asked for.
     """
+    _check_split(split)
     available = sum(person.split == split for person in everybody())
     if count > available:
         raise ValueError(
             f"count is {count}, but the split {split!r} has {available} people; ask for fewer"
         )
-    rng = np.random.default_rng([seed, SPLITS.index(split) if split in SPLITS else 0])
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
     drawn: dict[Person, None] = {}
     while len(drawn) < count:
         drawn.setdefault(random_person(rng, split))
     return list(drawn)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
     python -m fusionjax.evaluation.train_recogniser --data data/mini_faces --output DIR
 
-The face network learns a margin loss over all training people (ArcFace, arXiv 1801.07698) and,
-beside it, to name their traits; the reader learns every attribute. Crops are shifted, scaled,
+The face network learns a margin loss over all training people (ArcFace, arXiv 1801.07698); the
+reader learns every attribute. Crops are shifted, scaled,
 blurred and overlapped by a neighbour, as in pictures of several people. The threshold of "the same
 person" is chosen on validation people; the figures are of test people. About ten minutes on
 two cores.
@@ -12,7 +12,7 @@ two cores.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,11 @@ def fit(
 def train_face(
     pictures: Pictures, steps: int, batch: int, seed: int, report: Callable[[int, float], None]
 ) -> Any:
-    """Trains `FaceNet`; line art, which shows no colours, is left out."""
+    """Trains `FaceNet`; line art, which shows no colours, is left out.
+
+    A person's centre is the sum of a vector for each of their traits, so that people who were never
+    seen have one too.
+    """
     rng = np.random.default_rng([seed, 0])
     usable = np.flatnonzero(pictures.labels["style"] != ATTRIBUTES["style"].index("line art"))
 
@@ -234,28 +238,25 @@ def train_face(
                 augmented_crop(pictures.images[index], pictures.images[other], rng)
                 for index, other in zip(chosen, others, strict=True)
             ]
-            traits = {trait: pictures.labels[trait][chosen] for trait in TRAITS}
-            yield as_input(np.stack(crops)), pictures.people[chosen], traits
+            yield as_input(np.stack(crops)), pictures.people[chosen]
 
-    keys = jax.random.split(jax.random.key(seed), 2 + len(TRAITS))
+    # The traits of each person, by which their centre is put together.
+    first = np.unique(pictures.people, return_index=True)[1]
+    own = {trait: pictures.labels[trait][first] for trait in TRAITS}
+    keys = jax.random.split(jax.random.key(seed), 1 + len(TRAITS))
     net = FaceNet()
     params = {
         "face": net.init(keys[0], jnp.zeros((1, CROP_PIXELS, CROP_PIXELS, 3)))["params"],
-        "centres": jax.random.normal(keys[1], (len(pictures.identities), net.dim)),
         "traits": {
-            trait: jax.random.normal(key, (net.dim, len(choices))) / net.dim**0.5
-            for key, (trait, choices) in zip(keys[2:], TRAITS.items(), strict=True)
+            trait: jax.random.normal(key, (len(choices), net.dim)) / net.dim**0.5
+            for key, (trait, choices) in zip(keys[1:], TRAITS.items(), strict=True)
         },
     }
 
     def loss(params: Any, batch: Any) -> Float[Array, ""]:
-        crops, people, traits = batch
-        embeddings = embed(params["face"], crops)
-        named = [
-            known_loss(12.0 * embeddings @ params["traits"][trait], labels)
-            for trait, labels in traits.items()
-        ]
-        return jnp.mean(margin_loss(embeddings, params["centres"], people)) + sum(named)
+        crops, people = batch
+        centres = sum(params["traits"][trait][choices] for trait, choices in own.items())
+        return jnp.mean(margin_loss(embed(params["face"], crops), centres, people))
 
     return fit(loss, params, batches(), steps, 2e-3, report)["face"]
 
@@ -360,6 +361,7 @@ def train_recogniser(
     steps: int = 2000,
     batch: int = 48,
     seed: int = 0,
+    networks: Sequence[str] = ("face", "reader"),
     report: Callable[[str, int, float], None] = lambda name, step, loss: None,
 ) -> dict[str, Any]:
     """Trains both networks, measures them, and writes `recogniser.safetensors` and `report.json`.
@@ -370,6 +372,7 @@ def train_recogniser(
         steps: Steps of each network.
         batch: Pictures a step.
         seed: Of the weights, the order and the changes to the pictures.
+        networks: Which are trained; the other is taken from the output folder.
         report: Called with the network's name, the step and the loss.
 
     Returns:
@@ -379,10 +382,18 @@ def train_recogniser(
         UserError: If there is no such dataset.
     """
     train = load_pictures(folder, "train")
-    face = train_face(train, steps, batch, seed, lambda step, loss: report("face", step, loss))
-    reader = train_reader(
-        train, steps, batch, seed, lambda step, loss: report("reader", step, loss)
-    )
+    path = Path(output) / FILE_NAME
+    face = reader = {}
+    if path.is_file():
+        before = Recogniser.from_pretrained(path)
+        face, reader = before.face_params, before.reader_params
+    if "face" in networks:
+        face = train_face(train, steps, batch, seed, lambda step, loss: report("face", step, loss))
+        Recogniser(face, reader, 0.5, {}).save(path)
+    if "reader" in networks:
+        reader = train_reader(
+            train, steps, batch, seed, lambda step, loss: report("reader", step, loss)
+        )
     recogniser = Recogniser(face, reader, 0.5, {})
     threshold = best_threshold(make_pairs(recogniser, load_pictures(folder, "validation"), "plain"))
     test = load_pictures(folder, "test")
@@ -398,7 +409,7 @@ def train_recogniser(
         "distance_different_people": float(plain.different.mean()),
         "attributes_read": reading_accuracy(recogniser, test),
     }
-    Recogniser(face, reader, threshold, measured).save(Path(output) / FILE_NAME)
+    Recogniser(face, reader, threshold, measured).save(path)
     (Path(output) / "report.json").write_text(json.dumps(measured, indent=2) + "\n")
     return measured
 
@@ -415,6 +426,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000, help="steps of each network (2000)")
     parser.add_argument("--batch", type=int, default=48, help="pictures a step (48)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=["face", "reader"],
+        default=["face", "reader"],
+        help="which are trained; the other is taken from the output folder",
+    )
     args = parser.parse_args(argv)
 
     def report(name: str, step: int, loss: float) -> None:
@@ -427,6 +445,7 @@ def main(argv: list[str] | None = None) -> None:
             steps=args.steps,
             batch=args.batch,
             seed=args.seed,
+            networks=args.networks,
             report=report,
         )
     except UserError as error:

@@ -1,0 +1,140 @@
+"""What `mini_faces` draws: all pictures of a person, and scenes, as plain examples.
+
+Apart from the builder, so that the processes which draw need not import TFDS.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusionjax.data import mini_world
+from fusionjax.data.mini_world import SPLITS, Person
+
+REFERENCES_PER_PERSON = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is drawn.
+
+    Attributes:
+        people: Training people; validation and test have a twentieth of that each, at least 8.
+        pictures_per_person: Pictures of each person, beside the reference photos.
+        scenes: Pictures of two or three training people.
+        seed: The same seed draws the same pictures.
+    """
+
+    people: int = 4000
+    pictures_per_person: int = 3
+    scenes: int = 3000
+    seed: int = 0
+
+    def people_of(self, split: str) -> list[Person]:
+        """The people of a split."""
+        count = self.people if split == "train" else max(8, self.people // 20)
+        return _people(split, count, self.seed)
+
+    def total_pictures(self) -> int:
+        """Pictures in all splits together."""
+        return (
+            sum(len(self.people_of(split)) for split in SPLITS) * self.pictures_per_person
+            + self.scenes
+        )
+
+
+@functools.cache
+def _people(split: str, count: int, seed: int) -> list[Person]:
+    return mini_world.people(split, count, seed)
+
+
+Example = tuple[str, dict[str, Any]]
+
+
+def draw_person(person: Person, index: int, plan: Plan) -> list[Example]:
+    """Draws all pictures of one person.
+
+    Args:
+        person: Who.
+        index: The person's number in the split.
+        plan: The seed and the number of pictures.
+
+    Returns:
+        Keys and examples. The references are photos in plain style, and none of the pictures.
+    """
+    rng = np.random.default_rng([plan.seed, SPLITS.index(person.split), index])
+    photos = [
+        mini_world.png(mini_world.draw(person, mini_world.random_circumstance(rng, style="plain")))
+        for _ in range(REFERENCES_PER_PERSON)
+    ]
+    examples = []
+    for number in range(plan.pictures_per_person):
+        circumstance = mini_world.random_circumstance(rng)
+        example = {
+            "image": mini_world.png(mini_world.draw(person, circumstance)),
+            "caption": mini_world.caption(person, circumstance, rng),
+            "references": photos,
+            "identity": person.identity,
+            "face_box": np.array(mini_world.face_box(circumstance), np.float32),
+            "attributes": json.dumps(mini_world.attributes(person, circumstance)),
+        }
+        examples.append((f"{person.identity}-{number}", example))
+    return examples
+
+
+def draw_scene(index: int, plan: Plan) -> list[Example]:
+    """Draws one picture of two (in one of five cases three) training people.
+
+    Args:
+        index: The scene's number.
+        plan: The seed and the number of people.
+
+    Returns:
+        A key and an example: a reference photo for each person from left to right, the identities
+        joined by "+", the first person's face box, and the attributes of all as a list.
+    """
+    rng = np.random.default_rng([plan.seed, len(SPLITS), index])
+    persons = [
+        mini_world.random_person(rng, "train") for _ in range(3 if rng.random() < 0.2 else 2)
+    ]
+    circumstances = [mini_world.random_circumstance(rng) for _ in persons]
+    scene = mini_world.draw_scene(persons, circumstances, rng)
+    photos = [
+        mini_world.png(mini_world.draw(person, mini_world.random_circumstance(rng, style="plain")))
+        for person in persons
+    ]
+    told = [
+        mini_world.attributes(*pair) for pair in zip(scene.people, scene.circumstances, strict=True)
+    ]
+    example = {
+        "image": mini_world.png(scene.image),
+        "caption": scene.caption,
+        "references": photos,
+        "identity": "+".join(person.identity for person in persons),
+        "face_box": scene.face_boxes[0],
+        "attributes": json.dumps(told),
+    }
+    return [(f"scene-{index}", example)]
+
+
+def draw_part(task: tuple[str, int, int], plan: Plan) -> list[Example]:
+    """Draws a part of a split.
+
+    Args:
+        task: The split, and the numbers of its people (or scenes), from and until.
+        plan: The seed and the numbers of people and pictures.
+
+    Returns:
+        Keys and examples, in order.
+    """
+    split, start, stop = task
+    if split == "scenes":
+        return [example for index in range(start, stop) for example in draw_scene(index, plan)]
+    persons = plan.people_of(split)[start:stop]
+    return [
+        example
+        for index, person in enumerate(persons, start)
+        for example in draw_person(person, index, plan)
+    ]

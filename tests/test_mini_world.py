@@ -1,0 +1,275 @@
+"""The mini world: the same seed draws the same, splits are apart, captions tell the truth."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from transformers import CLIPTokenizer
+
+from fusionjax.data import mini_faces, mini_tokenizer, mini_world
+from fusionjax.data.mini_world import Circumstance, Person
+from fusionjax.errors import UserError
+
+
+def _pair(seed: int, split: str = "train") -> tuple[Person, Circumstance]:
+    rng = np.random.default_rng(seed)
+    return mini_world.random_person(rng, split), mini_world.random_circumstance(rng)
+
+
+def test_there_are_more_than_ten_thousand_people_and_each_is_in_one_split():
+    everybody = mini_world.everybody()
+    assert len(everybody) > 10_000
+    assert len({person.identity for person in everybody}) == len(everybody)
+    sizes = [sum(person.split == split for person in everybody) for split in mini_world.SPLITS]
+    assert sum(sizes) == len(everybody)
+    np.testing.assert_allclose(np.array(sizes) / len(everybody), (0.8, 0.1, 0.1), atol=0.02)
+
+
+def test_drawn_people_are_of_the_split_and_differ():
+    drawn = mini_world.people("test", 50, seed=3)
+    assert {person.split for person in drawn} == {"test"}
+    assert len(set(drawn)) == 50
+    assert mini_world.people("test", 20, seed=3) == drawn[:20]
+    assert mini_world.people("test", 20, seed=4) != drawn[:20]
+    with pytest.raises(ValueError, match="count is 99999, but the split 'test' has"):
+        mini_world.people("test", 99999)
+    with pytest.raises(ValueError, match="split is 'exam'; choose one of train"):
+        mini_world.people("exam", 0)
+
+
+def test_the_same_seed_draws_the_same_picture_and_another_another():
+    first = mini_world.draw(*_pair(5))
+    assert first.shape == (96, 96, 3)
+    np.testing.assert_array_equal(first, mini_world.draw(*_pair(5)))
+    assert (first != mini_world.draw(*_pair(6))).any()
+
+
+@pytest.mark.parametrize("trait", list(mini_world.TRAITS))
+def test_every_trait_can_be_seen(trait):
+    plain = {
+        "hair": "short", "hair_color": "brown", "skin": "light", "facial_hair": "none",
+        "glasses": "none",
+    }  # fmt: skip
+    drawn = [
+        mini_world.draw(Person(**{**plain, trait: choice}), Circumstance()).astype(int)
+        for choice in mini_world.TRAITS[trait]
+    ]
+    for index, one in enumerate(drawn):
+        for other in drawn[:index]:
+            assert (np.abs(one - other).max(-1) > 20).sum() >= 20
+
+
+@pytest.mark.parametrize("style", mini_world.STYLES)
+def test_every_expression_can_be_seen_in_every_style(style):
+    person = Person("quiff", "black", "brown", "thick moustache", "round")
+    drawn = [
+        mini_world.draw(person, Circumstance(expression=expression, style=style)).astype(int)
+        for expression in mini_world.EXPRESSIONS
+    ]
+    for index, one in enumerate(drawn):
+        for other in drawn[:index]:
+            assert (np.abs(one - other).max(-1) > 15).sum() >= 12
+
+
+def test_bald_people_without_a_beard_have_no_hair_colour_of_their_own():
+    assert Person("bald", "red", "pale", "none", "none") == Person(
+        "bald", "blue", "pale", "none", "none"
+    )
+    assert Person("bald", "red", "pale", "long beard", "none") != Person(
+        "bald", "blue", "pale", "long beard", "none"
+    )
+
+
+def test_wrong_words_are_named():
+    with pytest.raises(ValueError, match="hair is 'long'; choose one of bald, short"):
+        Person("long", "red", "pale", "none", "none")
+    with pytest.raises(ValueError, match="expression is 'sleepy'; choose one of 'neutral'"):
+        Circumstance(expression="sleepy")
+    with pytest.raises(ValueError, match="clothes 'astronaut suit' take no colour, not 'red'"):
+        Circumstance(clothes="astronaut suit", clothes_color="red")
+    with pytest.raises(ValueError, match="clothes 'hoodie' take a colour, not ''"):
+        Circumstance(clothes="hoodie", clothes_color="")
+
+
+def _told(words: dict[str, tuple[str, ...]], text: str) -> set[str]:
+    """The choices of which one of the wordings is in the text."""
+    return {choice for choice, wordings in words.items() if any(w in text for w in wordings)}
+
+
+def test_captions_tell_the_truth_and_all_of_the_circumstance():
+    clothes = {name: (words.split("{}")[-1].strip(),) for name, (_, words) in mini_world.CLOTHES.items()}  # noqa: E501  # fmt: skip
+    places = {place: (place,) for place in ("garden", "beach", "city", "space")}
+    places |= {"snow": ("in the snow", "in snowy"), "library": ("library", "bookshelves")}
+    plain = {name: (f"{name} background",) for name in mini_world.PLAIN_BACKGROUNDS}
+    expressions = {
+        "neutral": ("neutral face", "serious face", "looking calm"),
+        "smiling": ("smiling", "smile"),
+        "laughing": ("laugh",),
+        "crying": ("crying", "tears"),
+        "angry": ("angry",),
+        "surprised": ("surprised",),
+        "winking": ("wink",),
+        "tongue out": ("tongue",),
+    }
+    styles = {"line art": ("line",), "faded film": ("faded",), "watercolour": ("watercolour",)}
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        person, circumstance = _pair(seed)
+        text = mini_world.caption(person, circumstance, rng, identity_share=0)
+        assert _told(expressions, text) == {circumstance.expression}
+        assert _told(clothes, text) == {circumstance.clothes}
+        assert _told({**places, **plain}, text) == {circumstance.background}
+        assert _told(styles, text) == {circumstance.style} - {"plain"}
+        if circumstance.clothes_color:
+            noun = "overalls" if circumstance.clothes == "overalls" else clothes[circumstance.clothes][0]  # noqa: E501  # fmt: skip
+            assert f"{circumstance.clothes_color} {noun}" in text
+        # No trait is told: what is left of the text has no word of hair, skin or glasses.
+        assert not any(word in text for word in ("hair", "skin", "beard", "moustache", "glasses"))
+
+
+def test_traits_that_are_told_are_the_persons_own_and_often_left_out():
+    told = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        person, circumstance = _pair(seed)
+        text = mini_world.caption(person, circumstance, rng)
+        told += "skin" in text or "hair" in text
+        own = {
+            "skin": f"{person.skin} skin",
+            "beard": mini_world.FACIAL_HAIR[person.facial_hair][1],
+            "moustache": mini_world.FACIAL_HAIR[person.facial_hair][1],
+            "glasses": mini_world.GLASSES[person.glasses][1],
+        }
+        for word, description in own.items():
+            if word in text:
+                assert description
+                assert description in text
+    assert 40 < told < 140
+
+
+def test_masks_cover_the_faces_and_do_not_overlap():
+    for number in (2, 3):
+        rng = np.random.default_rng(number)
+        people = [mini_world.random_person(rng, "train") for _ in range(number)]
+        circumstances = [mini_world.random_circumstance(rng) for _ in range(number)]
+        scene = mini_world.draw_scene(people, circumstances, rng)
+        assert scene.masks.shape == (number, 96, 96)
+        assert scene.masks.sum(axis=0).max() == 1
+        assert scene.caption.count("on the left") == 1
+        for mask, box in zip(scene.masks, scene.face_boxes, strict=True):
+            top, left, bottom, right = (box * 96).round().astype(int)
+            middle = mask[
+                (3 * top + bottom) // 4 : (top + 3 * bottom) // 4,
+                (3 * left + right) // 4 : (left + 3 * right) // 4,
+            ]
+            assert middle.mean() > 0.97  # a curl of the next person may reach over
+        for expected, box in zip(mini_world.scene_boxes(number), scene.face_boxes, strict=True):
+            np.testing.assert_allclose(expected.clip(0, 1), box, atol=0.03)
+        regions = mini_world.scene_regions(number, 96)
+        assert (regions.sum(axis=0) == 1).all()
+        for region, mask in zip(regions, scene.masks, strict=True):
+            assert (region & mask).sum() > 0.6 * mask.sum()
+    with pytest.raises(ValueError, match="got 1 people and 1 circumstances; a scene has two or"):
+        mini_world.draw_scene(people[:1], circumstances[:1], rng)
+
+
+def test_the_face_box_holds_the_head():
+    person = Person("bald", "black", "pale", "none", "none")
+    circumstance = Circumstance(background="blue", shift_x=8.0, shift_y=-4.0, zoom=230.0)
+    drawn = mini_world.draw(person, circumstance).astype(int)
+    skin = np.abs(drawn - np.array([0xFF, 0xDF, 0xC4])).max(-1) < 12
+    top, left, bottom, right = np.array(mini_world.face_box(circumstance)) * 96
+    rows, columns = np.nonzero(skin)
+    assert top <= rows.min()
+    head = rows < bottom
+    assert left <= columns[head].min()
+    assert columns[head].max() <= right
+    assert head.sum() > 0.9 * len(rows)
+
+
+def test_the_tokenizer_loads_as_clips(tmp_path):
+    captions = mini_tokenizer.mini_captions(300)
+    assert captions == mini_tokenizer.mini_captions(300)
+    mini_tokenizer.train_tokenizer(captions, tmp_path, vocabulary=700)
+    for folder, most in ((tmp_path, 25), ("fusionjax/assets/mini/tokenizer", 13)):
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        text = "a person smiling, wearing a red hoodie in a garden"
+        ids = tokenizer(text, padding="max_length", truncation=True)["input_ids"]
+        assert len(ids) == tokenizer.model_max_length == 77
+        assert ids[0] == tokenizer.bos_token_id == len(tokenizer) - 2
+        assert ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id == len(tokenizer) - 1
+        words = tokenizer.convert_ids_to_tokens(ids)
+        assert words.index("<|endoftext|>") <= most
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        assert decoded.replace(" ", "") == text.replace(" ", "")
+        assert tokenizer.unk_token_id not in tokenizer("Zürich 9!")["input_ids"][1:-1]
+    with pytest.raises(ValueError, match="vocabulary is 100; the bytes alone need 514"):
+        mini_tokenizer.train_tokenizer(captions, tmp_path, vocabulary=100)
+
+
+_ROUND_TRIP = """
+import json, sys
+import numpy as np
+import tensorflow_datasets as tfds
+from fusionjax.data import mini_faces, mini_world
+
+if __name__ == "__main__":
+    told = []
+    folder = mini_faces.build(
+        sys.argv[1], people=9, pictures_per_person=2, scenes=3, processes=1,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    builder = tfds.builder_from_directory(str(folder))
+    people = {}
+    for split in mini_world.SPLITS:
+        source = builder.as_data_source(split)
+        for example in source:
+            true = json.loads(example["attributes"])
+            person = mini_world.Person(**{trait: true[trait] for trait in mini_world.TRAITS})
+            assert person.identity == example["identity"].decode() and person.split == split
+            names = [*mini_world.CIRCUMSTANCES, "zoom", "shift_x", "shift_y"]
+            circumstance = mini_world.Circumstance(**{name: true[name] for name in names})
+            np.testing.assert_array_equal(example["image"], mini_world.draw(person, circumstance))
+            np.testing.assert_allclose(example["face_box"], mini_world.face_box(circumstance), 1e-5)
+            assert len(example["references"]) == 2
+            assert (example["references"][0] != example["image"]).any()
+            people.setdefault(split, set()).add(person.identity)
+    assert [len(people[split]) for split in mini_world.SPLITS] == [9, 8, 8]
+    both = builder.as_data_source("train+scenes")
+    assert len(both) == 21
+    scenes = list(builder.as_data_source("scenes"))
+    assert all(len(s["references"]) == s["identity"].decode().count("+") + 1 for s in scenes)
+    assert told[-1] == (53, 53)
+    print("tensorflow" in sys.modules, flush=True)
+"""
+
+
+def test_the_dataset_is_what_was_drawn_and_needs_no_tensorflow(tmp_path):
+    script = tmp_path / "round_trip.py"
+    script.write_text(_ROUND_TRIP)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "faces")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "False"
+
+
+def test_wrong_counts_and_full_folders_are_refused(tmp_path):
+    (tmp_path / "something").touch()
+    with pytest.raises(UserError, match="is not empty; remove it or name another"):
+        mini_faces.build(tmp_path)
+    with pytest.raises(UserError, match="people is 0; it must be at least 1"):
+        mini_faces.build(tmp_path / "new", people=0)
+    with pytest.raises(UserError, match="count is 20000, but the split 'train' has"):
+        mini_faces.build(tmp_path / "new", people=20000)
+    assert not (tmp_path / "new").exists()
+
+
+def test_attributes_are_json():
+    person, circumstance = _pair(1)
+    told = json.loads(json.dumps(mini_world.attributes(person, circumstance)))
+    assert told["hair"] == person.hair
+    assert told["expression"] == circumstance.expression
