@@ -102,11 +102,13 @@ def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
         path: the `.safetensors` file.
 
     Returns:
-        The adapter; its matrices are numpy arrays [D, heads·dim_head] with the file's bits.
+        The adapter; its matrices are [D, heads·dim_head] with the file's bits.
 
     Raises:
         UserError: if the file is damaged or is not an adapter of this kind.
     """
+    import jax.numpy as jnp
+
     from fusionjax.unet import FusionOptions
 
     file = read_adapter(path)
@@ -115,7 +117,7 @@ def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
     except (TypeError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
     params: Any = {
-        layer: {name: np.ascontiguousarray(matrix.T) for name, matrix in weights.items()}
+        layer: {name: jnp.asarray(matrix.T) for name, matrix in weights.items()}
         for layer, weights in file.weights.items()
     }
     return Adapter(params, options, file.base, file.base_fingerprint)
