@@ -10,12 +10,16 @@ Names are imported when they are first used, so that `import fusionjax` is insta
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fusionjax.quiet import quiet_diffusers
+
 if TYPE_CHECKING:
     from fusionjax.base import BaseModel
     from fusionjax.errors import UserError
     from fusionjax.identity import Identity
     from fusionjax.pipeline import FusionPipeline
     from fusionjax.unet import Faces, FusionOptions, FusionUNet
+
+quiet_diffusers()
 
 __version__ = "0.1.0"
 

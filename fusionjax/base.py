@@ -24,7 +24,6 @@ from transformers import CLIPTokenizer
 
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
-from fusionjax.flax_compat import quiet_diffusers
 from fusionjax.interop import configs, names, sources
 from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.interop.load import Change, fill
@@ -88,7 +87,6 @@ class BaseModel:
         Raises:
             UserError: if something is missing, left over, damaged, or of another kind.
         """
-        quiet_diffusers()
         return _load(cls, source, dtype, vae, lora, tokenizer)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: Any = jnp.float16) -> None:

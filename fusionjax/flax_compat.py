@@ -1,11 +1,10 @@
-"""What is needed to use the Flax classes of diffusers 0.39 without noise and without rounding away.
+"""Makes diffusers 0.39's Flax UNet compute what PyTorch's does, from outside.
 
 Diffusers' Flax UNet differs from its PyTorch twin in two places, both in the transformer blocks:
 the feed-forward's GELU is the tanh approximation (PyTorch: exact), and the GroupNorm before a
-transformer has epsilon 1e-5 (PyTorch: 1e-6). `unet_call_like_torch` mends both from outside.
+transformer has epsilon 1e-5 (PyTorch: 1e-6). `unet_call_like_torch` mends both.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,32 +13,6 @@ import jax
 import jax.numpy as jnp
 from diffusers.models.attention_flax import FlaxGEGLU, FlaxTransformer2DModel
 from flax.linen.module import InterceptorContext
-
-_DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers"
-_DIFFUSERS_MODULES = (
-    "attention_flax",
-    "controlnets.controlnet_flax",
-    "embeddings_flax",
-    "modeling_flax_utils",
-    "resnet_flax",
-    "unets.unet_2d_blocks_flax",
-    "unets.unet_2d_condition_flax",
-    "vae_flax",
-)
-
-
-def _not_the_deprecation(record: logging.LogRecord) -> bool:
-    return _DEPRECATION not in record.getMessage()
-
-
-def quiet_diffusers() -> None:
-    """Silences diffusers' "Flax classes are deprecated" message, and no other.
-
-    The message is logged once per submodule per trace, and pyproject.toml pins the release.
-    Calling it again changes nothing.
-    """
-    for name in _DIFFUSERS_MODULES:
-        logging.getLogger(f"diffusers.models.{name}").addFilter(_not_the_deprecation)
 
 
 def unet_call_like_torch(

@@ -40,9 +40,7 @@ from jaxtyping import Array, Float, Int
 from fusionjax import attention as fused
 from fusionjax import masks as masking
 from fusionjax.errors import UserError
-from fusionjax.flax_compat import quiet_diffusers, unet_call_like_torch
-
-quiet_diffusers()
+from fusionjax.flax_compat import unet_call_like_torch
 
 Reference = Literal["clean", "matched"]
 Initialisation = Literal["self_attention", "zeros", "random"]
@@ -147,7 +145,9 @@ class Faces:
     def with_strength(self, factor: Float[Array, ""] | Float[Array, "b"]) -> "Faces":
         """Multiplies every λ by `factor` ≥ 0, one number or one for each picture."""
         log = masking.log_strength(jnp.reshape(factor, (-1, 1, 1)))
-        return self.replace(bias={layer: bias + log for layer, bias in self.bias.items()})
+        return dataclasses.replace(
+            self, bias={layer: bias + log for layer, bias in self.bias.items()}
+        )
 
 
 class FusionUNet:
@@ -276,7 +276,8 @@ class FusionUNet:
         Returns:
             Keys and values, each [b, r, k, n, e] for each layer.
         """
-        keys, values = {}, {}
+        keys: dict[str, Array] = {}
+        values: dict[str, Array] = {}
         for name, layer in self.layers.items():
             hidden = states[name].astype(self.unet.dtype)
             shape = (*hidden.shape[:3], layer.heads, layer.head_features)
@@ -447,7 +448,7 @@ class FusionUNet:
 
         def apply(unet_params: Params, latents: Array) -> Array:
             with nn.intercept_methods(intercept):
-                (sample,) = self.unet.apply(
+                sample = self.unet.apply(
                     {"params": unet_params},
                     jnp.moveaxis(latents, -1, 1).astype(self.unet.dtype),
                     timesteps,
@@ -455,7 +456,7 @@ class FusionUNet:
                     down_block_additional_residuals=down_residuals,
                     mid_block_additional_residual=mid_residual,
                     return_dict=False,
-                )
+                )[0]
             return jnp.moveaxis(sample, 1, -1)
 
         if remat:
@@ -492,7 +493,7 @@ class FusionUNet:
         return module.proj_attn(out.reshape(*out.shape[:2], -1))
 
     def _check_size(self, height: int, width: int) -> None:
-        _check_halves(len(self.unet.config.down_block_types), height, width)
+        _check_halves(len(self.unet.down_block_types), height, width)
 
     def _check_people(
         self,
@@ -595,7 +596,7 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
         path[: path.index("attn2") + 1] for path in flatten_dict(params) if "attn2" in path
     }
 
-    levels = len(unet.config.down_block_types)
+    levels = len(unet.down_block_types)
     height, width = 2 ** (levels - 1), 2**levels  # not square: a mixed-up axis would show
     met: dict[str, AttentionLayer] = {}
 
@@ -617,12 +618,11 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
         with nn.intercept_methods(_interceptor(meet, lambda module, hidden, context: hidden)):
             unet.apply({"params": params}, latents, jnp.zeros(1), text, return_dict=False)
 
-    config = unet.config
     jax.eval_shape(
         capture,
         params,
-        jax.ShapeDtypeStruct((1, config.in_channels, height, width), jnp.float32),
-        jax.ShapeDtypeStruct((1, 1, config.cross_attention_dim), jnp.float32),
+        jax.ShapeDtypeStruct((1, unet.in_channels, height, width), jnp.float32),
+        jax.ShapeDtypeStruct((1, 1, unet.cross_attention_dim), jnp.float32),
     )
     if not in_params:
         raise UserError("the UNet has no cross-attention (attn2), so there is nothing to fuse with")

@@ -250,10 +250,10 @@ def test_attention_shares_sum_to_one_and_follow_lambda(world):
         assert (each[..., 2] == 0).all()
         assert (each[..., 1] > 0).all()
     assert (share((1.0, 0.0, 4.0))[layer][..., 3] > shares[layer][..., 3]).all()
+    faces = world.fused.faces(world.fusion, states, jnp.ones((2, 3)), height=8, width=12)
+    decoupled = FusionUNet(world.unet, FusionOptions(fusion="decoupled"))
     with pytest.raises(UserError, match="fusion='concat'"):
-        FusionUNet(world.unet, FusionOptions(fusion="decoupled")).attention_share(
-            world.params, world.latents, world.timesteps, world.text, None
-        )
+        decoupled.attention_share(world.params, world.latents, world.timesteps, world.text, faces)
 
 
 def test_sd15_has_16_layers_and_24_780_800_parameters():
