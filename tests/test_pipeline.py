@@ -1,0 +1,412 @@
+"""The pipeline on a tiny real model: equal to a plain loop, repeatable, and compiled once."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusionjax import schedulers
+from fusionjax.errors import UserError
+from fusionjax.identity import Identity
+from fusionjax.pipeline import FusionPipeline, Picture, Settings, box_mask
+from tests import tiny
+
+STEPS = 3
+
+
+def make_pipe(devices=1, fusion=True, **options):
+    params, fusion_options = tiny.tiny_fusion(**options) if fusion else (None, None)
+    return FusionPipeline(tiny.tiny_base(), params, fusion_options, devices=jax.devices()[:devices])
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipe()
+
+
+@pytest.fixture(scope="module")
+def people(pipe):
+    return [pipe.encode_identity(tiny.photo(seed), crop="none") for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def paint(pipe, people):
+    """One person, three steps, unless told otherwise."""
+
+    def call(prompt="a person in a garden", identities=None, **options):
+        options = {"num_inference_steps": STEPS, "seed": 5, **options}
+        return pipe(prompt, people[:1] if identities is None else identities, **options)
+
+    return call
+
+
+@contextlib.contextmanager
+def nothing_compiles():
+    """Fails if XLA compiles anything inside."""
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+
+
+def levels_apart(one, other):
+    """The largest difference of two pictures in grey levels."""
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+
+
+# --- the same as a plain loop ---------------------------------------------------------------------
+
+
+def plain_loop(pipe, people, strengths, *, prompt, seed, guidance, faces=None, masks=None,
+               scheduler="dpmpp_2m", from_step=0):  # fmt: skip
+    """The pipeline in its simplest words: a Python loop, one branch at a time, no padding."""
+    base, fusion = pipe.base, pipe.fusion
+    params = base.params
+    text = base.encode_text(params, jnp.asarray(base.tokenize([prompt])))
+    negative = base.encode_text(params, jnp.asarray(base.tokenize([""])))
+    photos = jnp.concatenate([jnp.asarray(person.latents) for person in people])[None]
+    owner = jnp.asarray([[i for i, person in enumerate(people) for _ in range(len(person))]])
+    strength = jnp.asarray(
+        [[s * w for s, p in zip(strengths, people, strict=True) for w in p.weights]], jnp.float32
+    )
+    states_at = jax.jit(
+        lambda photos, t: fusion.reference_states(params["unet"], photos, negative, t)
+    )
+    answer = jax.jit(lambda x, t, text, faces: fusion(params["unet"], x, t, text, faces))
+    matched = fusion.options.reference == "matched"
+    plan = schedulers.plan(base.schedule, scheduler, STEPS)
+    key = jax.random.key(seed)
+    noise = jax.random.normal(jax.random.fold_in(key, 0), (1, 8, 8, 4)[1:])[None]
+    carry = schedulers.Carry.start(plan.start_noise * noise)
+    for i in range(len(plan)):
+        row = jax.tree.map(lambda column, i=i: jnp.asarray(column[i]), plan.rows)
+        t = jnp.full(1, row.timesteps)
+        if matched:
+            a = np.interp(row.timesteps, np.arange(1000), base.schedule.alphas_cumprod)
+            fresh = jax.random.normal(jax.random.key(0), photos.shape[1:])[None]
+            states = states_at(np.sqrt(a) * photos + np.sqrt(1 - a) * fresh, t)
+        else:
+            states = states_at(photos, jnp.zeros(1, jnp.int32))
+            states = {k: v.astype(jnp.bfloat16) for k, v in states.items()}
+        acting = strength * (1.0 if i >= from_step else 0.0)
+        seen = fusion.faces(
+            pipe.fusion_params, states, acting, height=8, width=8, owner=owner,
+            masks=None if masks is None else jnp.asarray(masks)[None],
+        )  # fmt: skip
+        x = carry.latents * row.input_scale
+        u, f = answer(x, t, negative, None), answer(x, t, text, seen)
+        if faces is None:
+            out = u + guidance * (f - u)
+        else:
+            plain = answer(x, t, text, None)
+            out = u + guidance * (plain - u) + faces * (f - plain)
+        fresh = jax.random.normal(jax.random.fold_in(key, i + 1), noise.shape[1:])[None]
+        carry = schedulers.advance(row, carry, out, fresh)
+    image = base.decode(params, carry.latents)[0]
+    return carry.latents, np.round((np.clip(image, -1, 1) + 1) * 127.5)
+
+
+@pytest.mark.parametrize("scheduler", ["dpmpp_2m", "euler_ancestral"])
+def test_equals_a_plain_loop(pipe, people, paint, scheduler):
+    out = paint(guidance_scale=4.0, face_strength=1.5, scheduler=scheduler)
+    latents, image = plain_loop(
+        pipe, people[:1], [1.5], prompt="a person in a garden", seed=5, guidance=4.0,
+        scheduler=scheduler,
+    )  # fmt: skip
+    np.testing.assert_allclose(out.latents, latents, atol=2e-3 * np.abs(latents).max())
+    assert levels_apart(out.images[0], image) <= 1
+
+
+def test_several_people_with_masks_and_their_own_guidance_equal_a_plain_loop(pipe, people, paint):
+    """Two people, one of two photos: three references padded to four."""
+    double = Identity.mix([people[1], people[0]], [1.0, 0.5])
+    masks = np.stack([box_mask((0, 0, 0.5, 1), 64, 64), box_mask((0.5, 0, 1, 1), 64, 64)])
+    both = [people[0], double]
+    out = paint(
+        identities=both, guidance_scale=3.0, face_guidance_scale=2.0, face_strength=[0.7, 1.2],
+        masks=masks, face_steps=(1 / STEPS, 1.0),
+    )  # fmt: skip
+    latents, image = plain_loop(
+        pipe, both, [0.7, 1.2], prompt="a person in a garden", seed=5, guidance=3.0, faces=2.0,
+        masks=masks, from_step=1,
+    )  # fmt: skip
+    np.testing.assert_allclose(out.latents, latents, atol=2e-3 * np.abs(latents).max())
+    assert levels_apart(out.images[0], image) <= 1
+
+
+def test_matched_references_equal_a_plain_loop():
+    pipe = make_pipe(reference="matched")
+    person = pipe.encode_identity(tiny.photo(1), crop="none")
+    assert not person.states
+    out = pipe("a person", [person], num_inference_steps=STEPS, seed=5, guidance_scale=4.0)
+    latents, _ = plain_loop(pipe, [person], [1.0], prompt="a person", seed=5, guidance=4.0)
+    np.testing.assert_allclose(out.latents, latents, atol=2e-3 * np.abs(latents).max())
+
+
+# --- repeatable -----------------------------------------------------------------------------------
+
+
+def test_the_same_seed_is_the_same_picture_alone_and_in_any_batch(paint):
+    alone = [paint(seed=seed).images[0] for seed in (5, 6, 7, 8)]
+    together = paint(num_images_per_prompt=4)
+    assert together.seeds == [5, 6, 7, 8]
+    in_twos = paint(num_images_per_prompt=4, batch_size=3)
+    for one, four, three in zip(alone, together.images, in_twos.images, strict=True):
+        assert levels_apart(one, four) <= 1
+        assert levels_apart(one, three) <= 1
+    assert levels_apart(alone[0], alone[1]) > 10
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_the_same_pictures_on_several_devices(people, paint, devices):
+    options = {"scheduler": "euler_ancestral", "num_images_per_prompt": 4}
+    masks = np.ones((1, 64, 64), np.float32)
+    one = paint(**options, masks=masks)
+    spread = make_pipe(devices)(
+        "a person in a garden", people[:1], num_inference_steps=STEPS, seed=5, masks=masks,
+        **options,
+    )  # fmt: skip
+    for a, b in zip(one.images, spread.images, strict=True):
+        assert levels_apart(a, b) <= 1
+
+
+def test_devices_that_do_not_divide_the_batch(pipe, people):
+    """Pictures with people of their own, three of them on two devices."""
+    settings = Settings(64, 64, steps=STEPS)
+    pictures = [
+        Picture("one", identities=[people[0]], seed=1),
+        Picture("two", identities=[people[1]], seed=2),
+        Picture("nobody", seed=3),
+    ]
+    spread = make_pipe(2).paint(pictures, settings)
+    for picture, image in zip(pictures, spread.images, strict=True):
+        assert levels_apart(pipe.paint([picture], settings).images[0], image) <= 1
+
+
+def test_a_saved_identity_gives_the_same_picture(people, paint, tmp_path):
+    people[0].save(tmp_path / "someone.safetensors")
+    again = Identity.load(tmp_path / "someone.safetensors")
+    assert levels_apart(paint().images[0], paint(identities=[again]).images[0]) == 0
+
+
+def test_given_latents_are_the_starting_noise(paint):
+    noise = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(5), 0), (8, 8, 4)))
+    assert levels_apart(paint().images[0], paint(seed=99, latents=noise[None]).images[0]) == 0
+
+
+# --- compiled once --------------------------------------------------------------------------------
+
+
+def test_only_shapes_compile(pipe, people, paint):
+    """Three photos in a padded four; then other people, words, numbers, and samplers."""
+    paint(identities=[people[0], people[1].weighted(0.5), people[0]])
+    with nothing_compiles():
+        paint(identities=[people[0], people[1].weighted(0.5), people[0]])
+        paint("somebody else at the beach", [people[1]] * 3, seed=77, negative_prompt="rain")
+        paint(identities=[people[1], people[0]] * 2, guidance_scale=2.0, face_strength=0.3)
+        paint(identities=[people[1], people[0]] * 2, face_steps=(0.2, 0.9), scheduler="lms")
+        paint(
+            identities=[Identity.mix(people, [0.3, 0.7]), people[0]], scheduler="euler_ancestral",
+            layer_strength={next(iter(pipe.fusion.layers)): 0.5},
+        )  # fmt: skip
+
+
+def count_convolutions(function, *arguments):
+    """`conv_general_dilated` anywhere in a traced function."""
+
+    def count(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            total += equation.primitive.name == "conv_general_dilated"
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else [value]:
+                    inner = getattr(inner, "jaxpr", inner)
+                    total += count(inner) if hasattr(inner, "eqns") else 0
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def test_a_cached_identity_leaves_no_reference_pass(pipe, people, paint, monkeypatch):
+    """The compiled steps hold the UNet's convolutions once; those of `matched` twice."""
+    unet, params = pipe.fusion, pipe.base.params
+    text = jnp.zeros((2, 77, 32))
+    once = count_convolutions(
+        lambda x: unet(params["unet"], x, jnp.zeros(2), text), jnp.zeros((2, 8, 8, 4))
+    )
+    for pipeline, passes in ((pipe, 1), (make_pipe(reference="matched"), 2)):
+        person = pipeline.encode_identity(tiny.photo(1), crop="none")
+        inputs = {}
+        run = pipeline.runner.run
+
+        def spy(name, devices, x, run=run, inputs=inputs, **static):
+            inputs[name] = (x, static)
+            return run(name, devices, x, **static)
+
+        monkeypatch.setattr(pipeline.runner, "run", spy)
+        pipeline("a person in a garden", [person], num_inference_steps=STEPS)
+        x, static = inputs["steps"]
+        steps = functools.partial(pipeline.runner.programs.steps, **static)
+        weights = {"base": params, "fusion": pipeline.fusion_params}
+        assert count_convolutions(steps, weights, x) == passes * once
+        monkeypatch.undo()
+
+
+def test_progress_tells_steps_and_compilation(pipe, people):
+    heard = []
+    fresh = make_pipe()
+    fresh("a person", people[:1], num_inference_steps=STEPS, progress=lambda *a: heard.append(a))
+    assert [(stage, done, of) for stage, done, of, _ in heard if stage != "compile"] == [
+        ("steps", 1, STEPS), ("steps", 2, STEPS), ("steps", 3, STEPS), ("decode", 1, 1),
+    ]  # fmt: skip
+    assert sum(seconds for stage, *_, seconds in heard if stage == "compile") == pytest.approx(
+        fresh.runner.compile_seconds
+    )
+    whole = pipe("a person", people[:1], num_inference_steps=STEPS)
+    parts = fresh("a person", people[:1], num_inference_steps=STEPS, progress=lambda *a: None)
+    assert levels_apart(whole.images[0], parts.images[0]) <= 1
+
+
+# --- what the arguments do ------------------------------------------------------------------------
+
+
+def test_strength_zero_is_the_base_model(paint):
+    nobody = paint(identities=[])
+    assert levels_apart(nobody.images[0], paint(face_strength=0.0).images[0]) <= 1
+    assert levels_apart(nobody.images[0], paint(face_steps=(0.0, 0.0)).images[0]) <= 1
+    assert levels_apart(nobody.images[0], paint().images[0]) > 5
+
+
+def test_an_unseen_region_stays(pipe, paint):
+    """Inpainting keeps the latents where the mask is black, and paints where it is white."""
+    image = tiny.photo(9)
+    where = np.zeros((64, 64, 3), np.uint8)
+    where[:, 32:] = 255
+    out = paint(image=image, image_strength=1.0, paint_where=where)
+    known = pipe.base.encode_image(pipe.base.params, jnp.asarray(image[None] / 127.5 - 1))
+    np.testing.assert_allclose(out.latents[0, :, :4], known[0, :, :4], atol=2e-3)
+    assert np.abs(out.latents[0, :, 4:] - known[0, :, 4:]).max() > 0.1
+
+
+def test_image_strength_decides_how_far_the_picture_is_left(pipe, paint):
+    image = tiny.photo(9)
+    near, far = (
+        paint(image=image, image_strength=s, num_inference_steps=6, guidance_scale=1.0)
+        for s in (0.17, 1.0)
+    )
+    known = pipe.base.encode_image(pipe.base.params, jnp.asarray(image[None] / 127.5 - 1))
+    assert np.abs(near.latents - known).mean() < 0.5 * np.abs(far.latents - known).mean()
+
+
+def test_attention_shares_are_shares(paint, people):
+    out = paint(identities=people, attention_share=True, face_strength=[1.0, 0.0])
+    assert out.attention_share.shape == (1, 8, 8, 3)
+    np.testing.assert_allclose(out.attention_share.sum(-1), 1, rtol=1e-4)
+    assert out.attention_share[..., 1].mean() > 0.01
+    assert out.attention_share[..., 2].max() == 0
+
+
+def test_faces_in_the_negative_branch_change_the_picture(paint):
+    apart = levels_apart(paint().images[0], paint(faces_in_negative=True).images[0])
+    assert apart > 1
+
+
+def test_a_pipeline_without_an_adapter_paints_from_text():
+    plain = make_pipe(fusion=False)
+    assert plain("a garden", num_inference_steps=2).images[0].size == (64, 64)
+    person = plain.encode_identity(tiny.photo(1), crop="none")
+    with pytest.raises(UserError, match="no adapter is loaded; pass fusion"):
+        plain("a garden", [person], num_inference_steps=2)
+
+
+# --- what can be wrong ----------------------------------------------------------------------------
+
+MASKS = np.ones((2, 64, 64), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 60}, "height is 60; it must be a multiple of 16, for example 64"),
+        ({"width": 0}, "width is 0; it must be a multiple of 16"),
+        ({"scheduler": "heun"}, "scheduler is 'heun'; known are ddim"),
+        ({"num_inference_steps": 0}, r"number of steps is 0; it must be in 1\.\.999"),
+        ({"seed": -1}, r"seed is -1; it must be in 0\.\."),
+        ({"guidance_scale": 0.5}, "guidance_scale is 0.5; it must be a finite number ≥ 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"face_strength": -1.0}, "face_strength is -1; it must be a finite number ≥ 0"),
+        ({"face_strength": [1.0, 1.0]}, "face_strength has 2 numbers for 1 identities"),
+        ({"face_steps": (0.9, 0.1)}, "face_steps are 0.9 to 0.1"),
+        ({"layer_strength": {"attn9": 1.0}}, "layer_strength names 'attn9'; the layers are"),
+        ({"masks": MASKS}, "masks holds 2 masks for 1 identities; give one for each"),
+        ({"masks": MASKS[:1] * 0}, "mask 0 is empty: its person would have no place"),
+        ({"masks": MASKS[:1, :32]}, r"masks are 32×64 .* must have the picture's size"),
+        ({"masks": MASKS[:1] * 3}, "masks hold values from 3 to 3"),
+        ({"prompt": []}, "no prompt is given"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; it must be ≥ 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be ≥ 1"),
+        ({"latents": np.zeros((1, 8, 8, 3))}, r"latents have shape \(1, 8, 8, 3\); they must be"),
+        ({"paint_where": tiny.photo(1)}, "paint_where is given without an image"),
+        ({"image": tiny.photo(1), "image_strength": 2.0}, "image's strength is 2.0"),
+        (
+            {"image": tiny.photo(1), "paint_where": np.zeros((64, 64, 3), np.uint8)},
+            "paint_where is black everywhere",
+        ),
+        ({"image": tiny.photo(1, 96)[:, :64]}, "another shape than 64×64"),
+        ({"control_image": tiny.photo(1)}, "no ControlNet is loaded"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_compiled(pipe, paint, options, message):
+    before = pipe.runner.compilations
+    with pytest.raises(UserError, match=message):
+        paint(**options)
+    assert pipe.runner.compilations == before
+
+
+def test_an_identity_of_another_base_or_option_is_refused(pipe, people, paint):
+    other = FusionPipeline(tiny.tiny_base(seed=7), *tiny.tiny_fusion())
+    with pytest.raises(UserError, match="identity 0 was encoded with the base model"):
+        other("a person", people[:1])
+    matched = make_pipe(reference="matched")
+    with pytest.raises(UserError, match="encoded for reference='clean', and the adapter"):
+        matched("a person", people[:1])
+    with pytest.raises(UserError, match="no photos are given"):
+        pipe.encode_identity([])
+
+
+def test_more_people_than_masks(people, paint):
+    with pytest.raises(UserError, match="masks holds 1 masks for 2 identities"):
+        paint(identities=people, masks=MASKS[:1])
+
+
+def test_pictures_that_cannot_be_painted_together(pipe, people):
+    pictures = [Picture("a", identities=people[:1], masks=MASKS[:1]), Picture("b")]
+    with pytest.raises(UserError, match="some pictures have masks and some do not"):
+        pipe.paint(pictures, Settings(64, 64))
+    with pytest.raises(UserError, match="attention shares are asked for, but a picture shows no"):
+        pipe.paint(pictures[1:], Settings(64, 64), attention_share=True)
+
+
+def test_a_long_prompt_is_cut_and_says_what_is_left_out(paint):
+    words = "b" * 70 + " and a cat"
+    with pytest.warns(UserWarning, match="the prompt is longer than 75 tokens; left out: “.*cat”"):
+        paint(words)
+
+
+def test_boxes():
+    mask = box_mask((0.25, 0.5, 0.5, 1.0), 8, 8)
+    assert mask[4:, 2:4].all()
+    assert mask.sum() == 8
+    with pytest.raises(UserError, match=r"the box is \[0.5, 0, 0.2, 1\]; it must be left, top"):
+        box_mask([0.5, 0, 0.2, 1], 8, 8)
