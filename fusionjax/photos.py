@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from fusionjax.choices import CROPS
 from fusionjax.errors import UserError
 
 PhotoSource = str | os.PathLike[str] | Image.Image | np.ndarray
-CROPS = ("auto", "none")
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, beyond which a file counts as an attack
 MIN_SIDE = 32

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from fusionjax import masks as masking
@@ -433,13 +433,12 @@ class FusionPipeline:
         Raises:
             UserError: if a picture or a setting is wrong, before anything is compiled.
         """
-        self._check_settings(settings)
         if not pictures:
             raise UserError("no pictures are asked for")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be ≥ 1")
         for picture in pictures:
-            self._check_picture(picture, settings)
+            self.check(picture, settings)
         if attention_share:
             self._check_attention_share(pictures)
         self._check_alike(pictures)
@@ -457,6 +456,22 @@ class FusionPipeline:
             seeds=[picture.seed for picture in pictures],
             attention_share=np.concatenate(shares) if shares else None,
         )
+
+    def check(self, picture: Picture, settings: Settings) -> None:
+        """Checks all that can be wrong with a picture, without compiling anything.
+
+        Args:
+            picture: what to paint.
+            settings: and how.
+
+        Raises:
+            UserError: if something is wrong.
+
+        Warns:
+            UserWarning: if a prompt is too long; it says what is left out.
+        """
+        self._check_settings(settings)
+        self._check_picture(picture, settings)
 
     # --- a batch ---------------------------------------------------------------------------------
 
@@ -518,7 +533,7 @@ class FusionPipeline:
 
     def _noise(
         self, pictures: list[Picture], seeds: np.ndarray, devices: int, settings: Settings
-    ) -> np.ndarray:
+    ) -> Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]:
         drawn = self.runner.run("noise", devices, {"seeds": seeds}, grid=self._grid(settings))[
             "start_noise"
         ]
@@ -551,9 +566,7 @@ class FusionPipeline:
             look["photos"] = people.photos
         return {**look, "layer_log": people.layer_log}
 
-    def _known(
-        self, pictures: list[Picture], devices: int, settings: Settings
-    ) -> dict[str, np.ndarray]:
+    def _known(self, pictures: list[Picture], devices: int, settings: Settings) -> dict[str, Any]:
         """The given pictures' latents, and where they shall stay, [b, h, w, 1]."""
         images = [picture.image for picture in pictures if picture.image is not None]
         if not images:

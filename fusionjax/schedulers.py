@@ -21,20 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import polynomial
 
+from fusionjax.choices import SCHEDULERS as SCHEDULERS
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
-
-SCHEDULERS = (
-    "ddim",
-    "dpmpp_2m",
-    "dpmpp_2m_karras",
-    "euler",
-    "euler_karras",
-    "euler_ancestral",
-    "lms",
-    "lms_karras",
-    "pndm",
-)
 
 # Stable Diffusion 1.5's scheduler_config.json: the grid of DDIM and PNDM starts at timestep 1,
 # and their last step goes to timestep 0 and not to a clean picture of variance 1.

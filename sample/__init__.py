@@ -1,0 +1,1 @@
+"""`python -m sample`: pictures of people, one, several, or a file full of requests."""

@@ -1,0 +1,180 @@
+"""Scenes, requests and painted pictures, as files.
+
+A painted picture carries its job as JSON in the PNG text chunk `fusionjax`, with a checksum of
+every file that it was painted from, so that `--from` repeats it exactly or says what has changed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusionjax.errors import UserError
+from sample.job import Job
+
+_CHUNK = "fusionjax"
+
+
+def read_scene(path: Path) -> Job:
+    """Reads a scene: a job in YAML. Paths in it are relative to the file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The job.
+
+    Raises:
+        UserError: if it is not YAML or not a job.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no scene; it must have keys such as prompt and people")
+    try:
+        return Job.from_mapping(values, folder=path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+class Request(NamedTuple):
+    """One row of a requests file.
+
+    Attributes:
+        number: the line's number, from 1.
+        name: the row's `id`, or its number: the stem of its pictures' names.
+        digest: of the row and of the command line; another digest is another request.
+        job: what to paint, or
+        error: why not.
+    """
+
+    number: int
+    name: str
+    digest: str
+    job: Job | None
+    error: str | None = None
+
+
+def read_requests(path: Path, within: Job) -> Iterator[Request]:
+    """Reads a requests file: one job in JSON a line.
+
+    Args:
+        path: the file. Paths in it are relative to it; a key `id` names the row's pictures.
+        within: the command line's job; what a row does not say is taken from it.
+
+    Yields:
+        A request for every line that is not empty, those that cannot be read with their error.
+    """
+    shared = json.dumps(within.to_json(), sort_keys=True)
+    names: set[str] = set()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            name = f"row{number:04d}"
+            digest = hashlib.blake2b((shared + line.strip()).encode(), digest_size=8).hexdigest()
+            try:
+                try:
+                    values = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"the line is not JSON: {error}") from None
+                if not isinstance(values, dict):
+                    raise UserError("the line is not a JSON object")
+                own = str(values.pop("id", name))
+                if not own or own != os.path.basename(own) or own.startswith("."):
+                    raise UserError(f"id is {own!r}; it must be usable as a file's name")
+                if own in names:
+                    raise UserError(f"id {own!r} is used by an earlier row")
+                name = own
+                names.add(name)
+                for key in ("base", "fusion", "vae", "lora", "controlnet", "dtype"):
+                    if key in values:
+                        raise UserError(f"{key} is the same for all rows; give it as --{key}")
+                job = Job.from_mapping(values, folder=path.parent, within=within)
+                yield Request(number, name, digest, job)
+            except UserError as error:
+                yield Request(number, name, digest, None, str(error))
+
+
+def read_picture(path: Path) -> Job:
+    """Reads the job that a picture carries.
+
+    Args:
+        path: a PNG painted by this program.
+
+    Returns:
+        The job, for this one picture.
+
+    Raises:
+        UserError: if it carries none, or a file that it was painted from is gone or has changed.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(_CHUNK)
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        raise UserError(f"{path} is not a picture that can be read") from None
+    try:
+        about = json.loads(text or "")
+        values, sums = about["job"], about["files"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} does not say how it was painted; it was not painted here"
+        ) from None
+    for name, digest in sums.items():
+        if not Path(name).is_file():
+            raise UserError(f"{path} was painted from {name}, which does not exist any more")
+        if checksum(name) != digest:
+            raise UserError(f"{path} was painted from {name}, which has changed since")
+    try:
+        return Job.from_mapping(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def write_picture(path: Path, image: Any, job: Job, sums: dict[str, str]) -> None:
+    """Writes a picture with its job, all or nothing.
+
+    Args:
+        path: the PNG to write.
+        image: a Pillow image.
+        job: for this one picture.
+        sums: `checksums(job)`.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    about = {"version": 1, "job": job.to_json(), "files": sums}
+    text.add_itxt(_CHUNK, json.dumps(about, ensure_ascii=False))
+    if job.prompt:
+        text.add_itxt("Description", job.prompt)
+    partial = path.with_name(f".{path.name}.partial")
+    image.save(partial, "PNG", pnginfo=text)
+    partial.replace(path)
+
+
+def checksums(job: Job) -> dict[str, str]:
+    """Checksums of the photos and pictures that a job names, by path."""
+    files = [path for person in job.people for path in (*person.faces, person.mask) if path]
+    files += [path for path in (job.image, job.paint_where, job.control_image) if path]
+    return {path: checksum(path) for path in files}
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """A checksum of a file's bytes, 16 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def next_number(folder: Path) -> int:
+    """The first number from which no picture `0001_…` is in a folder."""
+    taken = [path.name.partition("_")[0] for path in folder.glob("[0-9]*_*.png")]
+    return max((int(name) for name in taken if name.isdecimal()), default=0) + 1

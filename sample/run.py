@@ -1,0 +1,468 @@
+"""Paints a job or a file of requests, and writes what belongs to it."""
+
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fusionjax.errors import UserError
+from sample import files
+from sample.job import Job, Person
+from sample.options import Options
+from sample.progress import Bar, Stopwatch
+
+if TYPE_CHECKING:
+    from fusionjax.identity import Identity
+    from fusionjax.pipeline import Picture, Settings
+
+# What the embedded mini model paints when nothing is asked for.
+MINI_PROMPT = "a person laughing, wearing an astronaut suit, in a garden with flowers"
+MINI_GUIDANCE = 3.0
+_BATCH_PER_DEVICE = 4
+
+
+def run(options: Options) -> int:
+    """Does what a command line says.
+
+    Args:
+        options: the command line.
+
+    Returns:
+        The exit status: 0, or 1 if rows of a requests file could not be painted.
+
+    Raises:
+        UserError: if something is wrong.
+    """
+    within = None
+    if options.scene is not None:
+        within = files.read_scene(options.scene)
+    elif options.source is not None:
+        within = files.read_picture(options.source)
+    job = options.job(within)
+    if options.depth_from is not None and not job.controlnet:
+        raise UserError("--depth-from is given without --controlnet")
+    if options.requests is not None:
+        return _run_requests(options, job)
+    _run_job(options, _completed(job, options.given))
+    return 0
+
+
+def _completed(job: Job, given: dict[str, Any]) -> Job:
+    """The job with what the embedded model paints by default; nothing is added to another's."""
+    if job.base is None and job.fusion is None:
+        from fusionjax.pipeline import ASSETS
+
+        if not job.people and "people" not in given and not job.prompt:
+            first = sorted((ASSETS / "faces").glob("*.png"))[:1]
+            job = dataclasses.replace(job, people=(Person(faces=tuple(map(str, first))),))
+        if job.prompt is None:
+            job = dataclasses.replace(job, prompt=MINI_PROMPT)
+        if job.guidance_scale is None:
+            job = dataclasses.replace(job, guidance_scale=MINI_GUIDANCE)
+    if job.prompt is None:
+        raise UserError("what shall be painted? Give a prompt (--prompt)")
+    return job
+
+
+def _run_job(options: Options, job: Job) -> None:
+    watch = Stopwatch()
+    bar = Bar(None if options.quiet else sys.stderr)
+    studio = Studio(job, options, bar)
+    job, settings = studio.settled(job)
+    if options.depth_from is not None:
+        job = studio.with_depth(job, options)
+    pictures = studio.pictures(job, settings)
+    people = [studio.identity(person, job.crop) for person in job.people]
+    if options.save_identity is not None:
+        if len(people) != 1:
+            raise UserError(f"--save-identity needs one person, and there are {len(people)}")
+        people[0].save(options.save_identity)
+        print(options.save_identity)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    first = files.next_number(options.output)
+    sums = files.checksums(job)
+    painted, shares = [], []
+    batch = options.batch_size or _BATCH_PER_DEVICE * studio.devices
+    for index, image, share in studio.painted(
+        pictures, settings, batch, attention_share=options.attention_share
+    ):
+        own = dataclasses.replace(job, seed=pictures[index].seed, num_images=1)
+        path = options.output / f"{first + index:04d}_seed{own.seed}.png"
+        files.write_picture(path, image, own, sums)
+        print(path)
+        painted.append(image)
+        if share is not None:
+            shares.append(share)
+            _write_share(path, image, share, job, people)
+
+    from sample.sheet import contact_sheet
+
+    sheet = options.output / f"{first:04d}_sheet.png"
+    contact_sheet([_thumbnails(person) for person in people], painted).save(sheet)
+    print(sheet)
+    if shares:
+        _print_shares(shares, job, people)
+    bar.say(f"{len(painted)} picture{'s' * (len(painted) > 1)} in {watch}")
+
+
+class Studio:
+    """A pipeline with the people who have come so far.
+
+    Args:
+        job: names the models.
+        options: the command line.
+        bar: hears of progress.
+    """
+
+    def __init__(self, job: Job, options: Options, bar: Bar) -> None:
+        import jax.numpy as jnp
+
+        from fusionjax.pipeline import FusionPipeline, use_compilation_cache
+
+        if options.cache != "":
+            use_compilation_cache(options.cache)
+        _show_warnings_as_lines()
+        watch = Stopwatch()
+        self.pipe: FusionPipeline = FusionPipeline.from_pretrained(
+            job.base,
+            job.fusion,
+            dtype=jnp.dtype(job.dtype),
+            vae=job.vae,
+            lora=job.lora,
+            controlnet=job.controlnet,
+        )
+        bar.say(f"loaded {self.pipe.base.source} in {watch}")
+        self.bar = bar
+        self._people: dict[Any, Identity] = {}
+
+    @property
+    def devices(self) -> int:
+        """How many devices paint."""
+        return len(self.pipe.runner.devices)
+
+    def settled(self, job: Job) -> tuple[Job, "Settings"]:
+        """The job with the values that the base model decides, and the pipeline's settings."""
+        from fusionjax.pipeline import Picture, Settings
+
+        job = dataclasses.replace(
+            job,
+            height=job.height or self.pipe.photo_side,
+            width=job.width or self.pipe.photo_side,
+            guidance_scale=job.guidance_scale or Picture.guidance_scale,
+        )
+        assert job.height is not None
+        assert job.width is not None
+        settings = Settings(
+            height=job.height,
+            width=job.width,
+            steps=job.steps,
+            scheduler=job.scheduler,
+            image_strength=job.image_strength,
+            faces_in_negative=job.faces_in_negative,
+        )
+        return job, settings
+
+    def pictures(self, job: Job, settings: "Settings") -> list["Picture"]:
+        """The pictures of a settled job, checked.
+
+        Raises:
+            UserError: if something is wrong, before anything is compiled for painting.
+        """
+        from fusionjax.pipeline import Picture, box_mask, fit_image
+
+        size = (settings.width, settings.height)
+
+        def grey(path: str | None) -> Any:
+            return fit_image(path, size).mean(-1) if path else None
+
+        masks: Any = [
+            box_mask(person.box, settings.height, settings.width)
+            if person.box
+            else grey(person.mask)
+            for person in job.people
+            if person.box or person.mask
+        ]
+        # Everything that needs no photo is checked before the first photo is looked at.
+        nobody = Picture(
+            prompt=job.prompt or "",
+            negative_prompt=job.negative_prompt,
+            face_steps=(job.face_steps[0], job.face_steps[1]),
+            layer_strength=job.layer_strength,
+            seed=job.seed,
+            guidance_scale=job.guidance_scale or Picture.guidance_scale,
+            face_guidance_scale=job.face_guidance_scale,
+            image=fit_image(job.image, size) * 2 - 1 if job.image else None,
+            paint_where=grey(job.paint_where),
+            control_image=fit_image(job.control_image, size) if job.control_image else None,
+            control_strength=job.control_strength,
+        )
+        self.pipe.check(nobody, settings)
+        import numpy as np
+
+        first = dataclasses.replace(
+            nobody,
+            identities=tuple(self.identity(person, job.crop) for person in job.people),
+            face_strength=[person.strength * job.face_strength for person in job.people],
+            masks=np.stack(masks) if masks else None,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there was to warn of was said of `nobody`
+            self.pipe.check(first, settings)
+        return [dataclasses.replace(first, seed=job.seed + i) for i in range(job.num_images)]
+
+    def identity(self, person: Person, crop: str) -> "Identity":
+        """A person, encoded once.
+
+        Raises:
+            UserError: if a photo or an identity file cannot be used.
+        """
+        from fusionjax.identity import Identity
+
+        key = (person.faces, person.weights, crop)
+        if key not in self._people:
+            parts = []
+            for face in person.faces:
+                if (face, crop) not in self._people:
+                    if face.endswith(".safetensors"):
+                        self._people[face, crop] = Identity.load(face)
+                    else:
+                        self._people[face, crop] = self.pipe.encode_identity(face, crop=crop)
+                part = self._people[face, crop]
+                part.check_fits(
+                    self.pipe.base.fingerprint, self.pipe.fusion.options.reference, face
+                )
+                parts.append(part)
+            if len(parts) == 1 and not person.weights:
+                self._people[key] = parts[0]
+            else:
+                self._people[key] = Identity.mix(parts, person.weights or None)
+        return self._people[key]
+
+    def painted(
+        self,
+        pictures: Sequence["Picture"],
+        settings: "Settings",
+        batch: int,
+        *,
+        attention_share: bool = False,
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """Paints batch by batch, all of one shape.
+
+        Yields:
+            Each picture's index, image, and attention share (None where not asked for).
+        """
+        batch = min(batch, len(pictures))
+        for start in range(0, len(pictures), batch):
+            chunk = list(pictures[start : start + batch])
+            filled = chunk + chunk[-1:] * (batch - len(chunk))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # prompts were warned of when they were checked
+                out = self.pipe.paint(
+                    filled, settings, attention_share=attention_share, progress=self.bar
+                )
+            for i in range(len(chunk)):
+                share = None if out.attention_share is None else out.attention_share[i]
+                yield start + i, out.images[i], share
+
+    def with_depth(self, job: Job, options: Options) -> Job:
+        """The job with a depth map of a photo as its control image, written beside the pictures."""
+        from fusionjax.interop.torch_depth import depth_map
+
+        assert options.depth_from is not None
+        if not options.depth_model:
+            raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
+        options.output.mkdir(parents=True, exist_ok=True)
+        path = options.output / f"{files.next_number(options.output):04d}_depth.png"
+        depth_map(options.depth_from, options.depth_model).save(path)
+        return dataclasses.replace(job, control_image=str(path.absolute()))
+
+
+# --- a file of requests ---------------------------------------------------------------------------
+
+
+class _Waiting(NamedTuple):
+    """A picture of a request that waits for others of its shape."""
+
+    request: files.Request
+    number: int
+    picture: "Picture"
+    job: Job
+
+
+def _run_requests(options: Options, within: Job) -> int:
+    assert options.requests is not None
+    if within.base is None and within.fusion is None and within.guidance_scale is None:
+        within = dataclasses.replace(within, guidance_scale=MINI_GUIDANCE)
+    requests = list(files.read_requests(options.requests, within))
+    if not requests:
+        raise UserError(f"{options.requests} holds no requests")
+    options.output.mkdir(parents=True, exist_ok=True)
+    log = _Results(options.output / "results.jsonl")
+    todo = [request for request in requests if not log.is_done(request)]
+    bar = Bar(None if options.quiet else sys.stderr)
+    bar.say(f"{len(requests) - len(todo)} of {len(requests)} rows are done already")
+    bad = 0
+    studio = None
+    waiting: dict[Any, list[_Waiting]] = {}
+    for request in todo:
+        try:
+            if request.job is None:
+                raise UserError(request.error or "")
+            if request.job.prompt is None:
+                raise UserError("what shall be painted? The row has no prompt")
+            studio = studio or Studio(within, options, bar)
+            job, settings = studio.settled(request.job)
+            pictures = studio.pictures(job, settings)
+        except UserError as error:
+            bad += 1
+            print(f"row {request.number}: {error}", file=sys.stderr)
+            log.write(request, error=str(error))
+            continue
+        log.expect(request, len(pictures))
+        batch = options.batch_size or _BATCH_PER_DEVICE * studio.devices
+        group = waiting.setdefault((settings, _shape_of(pictures[0])), [])
+        for index, picture in enumerate(pictures):
+            own = dataclasses.replace(job, seed=picture.seed, num_images=1)
+            group.append(_Waiting(request, index, picture, own))
+            if len(group) == batch:
+                _paint_group(studio, settings, group, batch, options, log)
+                group.clear()
+    for (settings, _), group in waiting.items():
+        if group:
+            assert studio is not None
+            # Few shapes of the rest, so that little is compiled for it.
+            batch = min(options.batch_size or _BATCH_PER_DEVICE * studio.devices,
+                        1 << (len(group) - 1).bit_length())  # fmt: skip
+            _paint_group(studio, settings, group, batch, options, log)
+    if bad:
+        print(f"{bad} of {len(requests)} rows could not be painted", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _shape_of(picture: "Picture") -> tuple[Any, ...]:
+    """What decides, besides the settings, which pictures can be painted together."""
+    references = sum(len(person) for person in picture.identities)
+    return (
+        1 << max(references - 1, 0).bit_length() if references else 0,
+        picture.masks is not None,
+        picture.image is not None,
+        picture.control_image is not None,
+        1 if picture.guidance_scale == 1 else 2 if picture.face_guidance_scale is None else 3,
+    )
+
+
+def _paint_group(
+    studio: Studio,
+    settings: "Settings",
+    group: list[_Waiting],
+    batch: int,
+    options: Options,
+    log: "_Results",
+) -> None:
+    for i, image, _ in studio.painted([item.picture for item in group], settings, batch):
+        item = group[i]
+        path = options.output / f"{item.request.name}_{item.number:03d}.png"
+        files.write_picture(path, image, item.job, files.checksums(item.job))
+        log.painted(item.request, item.number, path.name, item.job.seed)
+
+
+class _Results:
+    """`results.jsonl`: a line for each row that is done, written after its pictures."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: dict[str, dict[str, Any]] = {}
+        self._pending: dict[int, list[tuple[int, str, int]]] = {}
+        self._expected: dict[int, int] = {}
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for line in text.splitlines():
+            try:
+                about = json.loads(line)
+                self._lines[about["id"]] = about
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off when the program was stopped: the row is painted again
+        if text and not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    def is_done(self, request: files.Request) -> bool:
+        about = self._lines.get(request.name, {})
+        return (
+            about.get("request") == request.digest
+            and "pictures" in about
+            and all((self._path.parent / name).is_file() for name in about["pictures"])
+        )
+
+    def expect(self, request: files.Request, pictures: int) -> None:
+        self._expected[request.number] = pictures
+
+    def painted(self, request: files.Request, index: int, name: str, seed: int) -> None:
+        pending = self._pending.setdefault(request.number, [])
+        pending.append((index, name, seed))
+        if len(pending) == self._expected[request.number]:
+            pending.sort()
+            self.write(
+                request,
+                pictures=[name for _, name, _ in pending],
+                seeds=[seed for *_, seed in pending],
+            )
+
+    def write(self, request: files.Request, **result: Any) -> None:
+        about = {"row": request.number, "id": request.name, "request": request.digest, **result}
+        if self._lines.get(request.name) == about:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(about, ensure_ascii=False) + "\n")
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+def _thumbnails(person: "Identity") -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(pixels) for pixels in person.thumbnails]
+
+
+def _photo_names(job: Job, people: Sequence["Identity"]) -> list[str]:
+    """A name for each photo of each person, in the pipeline's order."""
+    names = []
+    for number, (person, identity) in enumerate(zip(job.people, people, strict=True), 1):
+        own = [Path(face).name for face in person.faces]
+        if len(own) != len(identity):  # an identity file holds several photos
+            own = [f"person {number} photo {i}" for i in range(1, len(identity) + 1)]
+        names += own
+    return names
+
+
+def _write_share(
+    path: Path, image: Any, share: Any, job: Job, people: Sequence["Identity"]
+) -> None:
+    from sample.sheet import heat_map
+
+    names = _photo_names(job, people)
+    heat_map(image, share[..., 1 : 1 + len(names)], names).save(
+        path.with_name(f"{path.stem}_attention.png")
+    )
+
+
+def _print_shares(shares: Sequence[Any], job: Job, people: Sequence["Identity"]) -> None:
+    import numpy as np
+
+    mean = np.mean([share.mean((0, 1)) for share in shares], 0)
+    names = ["text", *_photo_names(job, people)]
+    parts = [f"{name} {value:.1%}" for name, value in zip(names, mean, strict=False)]
+    print(f"attention: {', '.join(parts)}")
+
+
+def _show_warnings_as_lines() -> None:
+    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", UserWarning)

@@ -1,0 +1,82 @@
+"""Pictures of pictures: the contact sheet, and where attention went."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+_GAP = 8
+_CELL = 256
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def contact_sheet(
+    people: Sequence[Sequence[Image.Image]], pictures: Sequence[Image.Image]
+) -> Image.Image:
+    """Faces on the left, one column a person; pictures on the right.
+
+    Args:
+        people: each person's photos.
+        pictures: what was painted, all of one size.
+
+    Returns:
+        The sheet.
+    """
+    width, height = pictures[0].size
+    fit = _CELL / max(width, height)
+    scale = float(int(fit)) if fit >= 1 else fit  # small pictures are enlarged by whole numbers
+    cell = (round(width * scale), round(height * scale))
+    columns = min(len(pictures), max(1, int(np.ceil(np.sqrt(len(pictures))))))
+    rows = -(-len(pictures) // columns)
+    face = max(cell) // 2
+    deepest = max((len(photos) for photos in people), default=0)
+    left = len(people) * (face + _GAP)
+    size = (
+        left + (2 * _GAP if people else 0) + columns * (cell[0] + _GAP) + _GAP,
+        max(rows * (cell[1] + _GAP), deepest * (face + _GAP)) + _GAP,
+    )
+    sheet = Image.new("RGB", size, _PAPER)
+    for i, photos in enumerate(people):
+        for j, photo in enumerate(photos):
+            at = (_GAP + i * (face + _GAP), _GAP + j * (face + _GAP))
+            sheet.paste(photo.resize((face, face), Image.Resampling.LANCZOS), at)
+    if people:
+        x = left + _GAP
+        ImageDraw.Draw(sheet).line([(x, _GAP), (x, size[1] - _GAP)], _INK)
+    sampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    for k, picture in enumerate(pictures):
+        at = (
+            left + (2 * _GAP if people else 0) + _GAP + k % columns * (cell[0] + _GAP),
+            _GAP + k // columns * (cell[1] + _GAP),
+        )
+        sheet.paste(picture.resize(cell, sampling), at)
+    return sheet
+
+
+def heat_map(picture: Image.Image, shares: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """A picture, and beside it for each photo where it was attended to.
+
+    Args:
+        picture: what was painted.
+        shares: [rows, columns, r], the share of the attention that each place gave to each photo.
+        names: of the photos.
+
+    Returns:
+        The picture and r maps in a row. Red is the photo's largest share, which is written
+        below; white is none.
+    """
+    width, height = picture.size
+    line = 14
+    sheet = Image.new("RGB", ((width + _GAP) * (1 + len(names)), height + line), _PAPER)
+    sheet.paste(picture, (0, 0))
+    grey = np.asarray(picture.convert("L").convert("RGB")) * 0.5 + 127.5
+    for i, name in enumerate(names):
+        share = shares[..., i]
+        most = max(float(share.max()), 1e-12)
+        heat = Image.fromarray((share / most * 255).astype(np.uint8))
+        weight = np.asarray(heat.resize(picture.size, Image.Resampling.BICUBIC))[..., None] / 255
+        mixed = grey * (1 - 0.8 * weight) + np.array((220, 30, 30)) * 0.8 * weight
+        x = (width + _GAP) * (i + 1)
+        sheet.paste(Image.fromarray(mixed.astype(np.uint8)), (x, 0))
+        ImageDraw.Draw(sheet).text((x, height + 1), f"{most:.0%} {name}"[: width // 6], _INK)
+    return sheet
