@@ -6,8 +6,9 @@ stores them:
     down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.kf.weight   [heads·dim_head, D]
     down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.vf.weight   [heads·dim_head, D]
 
-The file's metadata hold, as texts: `fusionjax`, the fusion options as JSON; `base` and
-`base_fingerprint`, the base model it was trained on, if known.
+The file's metadata hold one text, `fusionjax`: a JSON object of the fusion options and, if known,
+of the base model's source and fingerprint (`base`, `base_fingerprint`). One text, because
+safetensors writes several in random order, and the same adapter should be the same file.
 
 Nothing here needs Flax's or PyTorch's models.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from fusionjax.unet import AttentionLayer, FusionOptions, FusionParams
 
 _WEIGHTS = ("kf", "vf")
-_OPTIONS = "fusionjax"
+_METADATA = "fusionjax"
 
 
 class Adapter(NamedTuple):
@@ -83,11 +84,9 @@ def save_adapter(
         for layer, weights in params.items()
         for name in _WEIGHTS
     }
-    metadata = {"format": "pt", _OPTIONS: json.dumps(options.to_json())}
-    if base is not None:
-        metadata["base"] = base
-    if base_fingerprint is not None:
-        metadata["base_fingerprint"] = base_fingerprint
+    about = {"base": base, "base_fingerprint": base_fingerprint}
+    about = {name: value for name, value in about.items() if value is not None}
+    metadata = {_METADATA: json.dumps({**options.to_json(), **about})}
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=metadata)
@@ -137,13 +136,13 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
     """
     weights: dict[str, dict[str, np.ndarray]] = {}
     with SafetensorsFile(path) as file:
-        if _OPTIONS not in file.metadata:
+        if _METADATA not in file.metadata:
             kind = kind_of(file) or "something else"
             raise UserError(
                 f"{path} is not an adapter that fusionjax exported; it seems to be {kind}"
             )
         try:
-            options = json.loads(file.metadata[_OPTIONS])
+            options = json.loads(file.metadata[_METADATA])
         except (ValueError, RecursionError):
             options = None
         if not isinstance(options, dict):
@@ -160,8 +159,10 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
         for layer, pair in weights.items():
             if len(pair) != len(_WEIGHTS) or pair["kf"].shape != pair["vf"].shape:
                 raise UserError(f"{path}: {layer} needs kf and vf of one shape; export it again")
-    metadata = file.metadata
-    return AdapterTensors(weights, options, metadata.get("base"), metadata.get("base_fingerprint"))
+    base, base_fingerprint = (options.pop(name, None) for name in ("base", "base_fingerprint"))
+    if not all(value is None or isinstance(value, str) for value in (base, base_fingerprint)):
+        raise UserError(f"{path}: the base in its metadata is not a text; export it again")
+    return AdapterTensors(weights, options, base, base_fingerprint)
 
 
 def check_fits(
