@@ -1,4 +1,4 @@
-"""The autoencoder of the mini base model: 96-px drawings to 12×12×8 latents.
+"""The autoencoder of the mini base model: 96-px drawings to 12×12×16 latents.
 
     python -m train mini_vae --output runs/mini_vae_crops
     python -m train mini_vae --output runs/mini_vae --init-from runs/mini_vae_crops \
@@ -15,16 +15,15 @@ from train.config import (
 
 config = AutoencoderRun(
     name="mini_vae",
-    steps=1100,
-    batch_size=16,
+    steps=4500,
+    batch_size=4,
     block_out_channels=(16, 32, 64, 128),
     layers_per_block=1,
-    latent_channels=8,
-    norm_num_groups=16,
+    latent_channels=16,
+    norm_num_groups=1,  # more would take the colours out of levels of few channels
     crop_px=48,
-    kl_weight=1e-4,
-    data=DataConfig(folder="data/mini_faces"),
-    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, ema_decay=0.995),
-    checkpoint=CheckpointConfig(every_steps=200),
-    validation=ValidationConfig(every_steps=200, examples=64, grid_rows=4),
+    data=DataConfig(folder="data/mini_faces", train_split="train+scenes"),
+    optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=50, ema_decay=0.995),
+    checkpoint=CheckpointConfig(every_steps=500),
+    validation=ValidationConfig(every_steps=500, examples=64, grid_rows=4),
 )

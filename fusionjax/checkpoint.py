@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from fusionjax.errors import UserError
+from fusionjax.interop.adapter_file import Adapter, load_adapter_file
+from fusionjax.unet import FusionOptions
+
+MINI = "mini"
+"""The name of the embedded mini base model, wherever a base's source is asked for."""
 
 METRIC = "validation_loss"
 
@@ -112,11 +118,11 @@ class Checkpoints:
 
     def restore_ema(self, step: int) -> Any:
         """Reads only the averaged weights of one step, as numpy arrays."""
-        metadata = self._manager.item_metadata(step).ema.tree
-        numpy_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=_numpy()), metadata)
         folder = self._manager.directory / str(step) / "ema"
         with ocp.PyTreeCheckpointer() as reader:
-            return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=numpy_args))
+            tree = reader.metadata(folder).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
     def wait(self) -> None:
         """Waits until everything started is on disk."""
@@ -127,17 +133,10 @@ class Checkpoints:
         self._manager.close()
 
 
-def _numpy() -> Any:
-    import numpy as np
-
-    return np.ndarray
-
-
 def _of_all_processes(position: dict[str, Any]) -> dict[str, Any]:
     """Gathers every process's position, so that the one file holds them all."""
     if jax.process_count() == 1:
         return {"processes": [position]}
-    import numpy as np
     from jax.experimental import multihost_utils
 
     text = np.zeros(4096, np.uint8)
@@ -145,6 +144,55 @@ def _of_all_processes(position: dict[str, Any]) -> dict[str, Any]:
     text[: len(encoded)] = encoded
     rows = np.asarray(multihost_utils.process_allgather(text))
     return {"processes": [json.loads(bytes(row[row != 0])) for row in rows]}
+
+
+def base_source(name: str) -> str:
+    """Where a base lies: the embedded model for "mini", an existing folder in full, else as is."""
+    if name == MINI and not Path(name).exists():
+        return str(Path(__file__).parent / "assets" / MINI)
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """Loads a trained adapter, its averaged weights.
+
+    Args:
+        path: a run's folder (its newest checkpoint), one step's folder in `checkpoints/`, or an
+            exported `.safetensors`.
+
+    Returns:
+        The adapter, with numpy arrays and with a base that can be loaded from anywhere.
+
+    Raises:
+        UserError: if there is none, or the run trained something else.
+    """
+    path = Path(path)
+    if path.is_file():
+        adapter = load_adapter_file(path)
+        return adapter._replace(base=adapter.base and base_source(adapter.base))
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (run / "config.json").is_file():
+        raise UserError(
+            f"{str(path)!r} is no adapter; name a run's folder, a folder in its checkpoints/, "
+            "or an exported .safetensors"
+        )
+    config = json.loads((run / "config.json").read_text())
+    if "base_fingerprint" not in config:
+        raise UserError(f"{str(run)!r} is a run of kind {config.get('kind')}; it has no adapter")
+    folder, step = latest_run_step(run)
+    if run is not path:
+        if not path.is_dir() or not path.name.isdecimal():
+            raise UserError(f"{str(path)!r} is no checkpoint; {str(run)!r} has step {step}")
+        step = int(path.name)
+    checkpoints = Checkpoints(folder, read_only=True)
+    params = checkpoints.restore_ema(step)
+    checkpoints.close()
+    return Adapter(
+        params,
+        FusionOptions.from_json(config["fusion"]),
+        base_source(config["base"]),
+        config["base_fingerprint"],
+    )
 
 
 def latest_run_step(run: str | Path) -> tuple[Path, int]:

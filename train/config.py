@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from fusionjax.attention import Implementation
 from fusionjax.errors import UserError
+from fusionjax.unet import FusionOptions
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -31,6 +33,8 @@ class DataConfig:
     """Split that is trained on; TFDS slices such as `train[:1000]` work."""
     validation_split: str = "validation"
     """Split of the validation loss and the picture grids."""
+    build_people: int = 0
+    """Draw the mini world with so many training people into the folder if there is none yet."""
     threads: int = 2
     """Threads that read and decode ahead of the device; the order never depends on them."""
     buffered_batches: int = 4
@@ -182,21 +186,28 @@ class AutoencoderRun(RunConfig):
     """Channels by level; each level but the last halves the picture."""
     layers_per_block: int = 1
     """Residual blocks a level."""
-    latent_channels: int = 8
+    latent_channels: int = 16
     """Channels of the latents."""
     norm_num_groups: int = 16
     """Groups of each GroupNorm; must divide every level's channels."""
     crop_px: int = 48
     """Side of the random square crops that are trained on; the picture's own side takes it
     whole. Crops are cheaper; finish with a short run on whole pictures (`--init-from`)."""
-    edge_weight: float = 1.0
+    mse_weight: float = 1.0
+    """Weight of the mean squared error, beside L1 of weight 1."""
+    edge_weight: float = 0.5
     """Weight of the L1 distance between the pictures' first differences."""
-    kl_weight: float = 1e-6
-    """Weight of the KL divergence to a unit normal, a latent element."""
+    latent_noise: float = 0.05
+    """Standard deviation of the noise on the latents that the decoder learns from."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(0, edge_weight=self.edge_weight, kl_weight=self.kl_weight)
+        _at_least(
+            0,
+            mse_weight=self.mse_weight,
+            edge_weight=self.edge_weight,
+            latent_noise=self.latent_noise,
+        )
         reduction = 2 ** (len(self.block_out_channels) - 1)
         if self.crop_px < reduction or self.crop_px % reduction:
             raise UserError(f"crop_px is {self.crop_px}; it must be a multiple of {reduction}")
@@ -216,7 +227,7 @@ class BaseRun(RunConfig):
     """Run folder of the autoencoder."""
     tokenizer: str = "fusionjax/assets/mini/tokenizer"
     """Folder of the CLIP tokenizer."""
-    block_out_channels: tuple[int, ...] = (96, 160, 224)
+    block_out_channels: tuple[int, ...] = (64, 128, 192)
     """UNet channels by level, multiples of 32."""
     layers_per_block: int = 1
     """Residual (and transformer) blocks a level."""
@@ -250,4 +261,45 @@ class BaseRun(RunConfig):
             raise UserError(
                 f"attention_levels is {self.attention_levels}; "
                 f"it must be between 1 and {len(self.block_out_channels)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterRun(RunConfig):
+    """Trains kf and vf on top of a frozen base model."""
+
+    base: str = "mini"
+    """The base model: "mini" is the embedded one, else a diffusers folder, file or hub id."""
+    fusion: FusionOptions = dataclasses.field(default_factory=FusionOptions)
+    """How faces are seen; recorded with every checkpoint."""
+    cache: str | None = None
+    """Folder of cached latents (`python -m fusionjax cache`). None makes them beside the data."""
+    references: int = 1
+    """Most photos of the person that an example shows; from one up to so many are drawn."""
+    text_dropout: float = 0.1
+    """Share of examples without text."""
+    faces_dropout: float = 0.1
+    """Share of examples without faces."""
+    both_dropout: float = 0.1
+    """Share of examples without either."""
+    face_weight: float = 1.0
+    """Weight of the loss inside the face's box; outside it is 1."""
+    min_snr_gamma: float | None = None
+    """Ceiling of the signal-to-noise ratio in the loss weight (5 in the paper); None: no weight."""
+    attention: Implementation | None = None
+    """Attention implementation; None is the platform's fastest."""
+    remat: bool = False
+    """Keep only block outputs for the backward pass: less memory, about a third more time."""
+    guidance_scale: float = 4.0
+    """Classifier-free guidance in the picture grids."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(1, references=self.references)
+        _at_least(0, face_weight=self.face_weight)
+        dropouts = (self.text_dropout, self.faces_dropout, self.both_dropout)
+        if min(dropouts) < 0 or sum(dropouts) > 1:
+            raise UserError(
+                f"text_dropout, faces_dropout and both_dropout are {dropouts}; "
+                "each must be at least 0, and their sum at most 1"
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from fusionjax.checkpoint import Checkpoints, latest_run_step
 from fusionjax.data.pipeline import Batches
@@ -42,7 +43,8 @@ def run(config: RunConfig) -> Path:
     # ---- What is trained, on what, where ----
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     _check_batch(config, mesh.size)
-    objective = make_objective(config)
+    _build_data(config)
+    objective = make_objective(config, mesh)
     batches = Batches(
         objective.source(config.data.train_split),
         objective.make,
@@ -141,6 +143,26 @@ def _is_continued(config: RunConfig, folder: Path) -> bool:
                 f"continued with {now[name]!r}; name another --output or leave {name} as it was"
             )
     return True
+
+
+def _build_data(config: RunConfig) -> None:
+    """Draws the mini world where the configuration says so and there is no dataset yet."""
+    if not config.data.build_people or Path(config.data.folder, "dataset_info.json").is_file():
+        return
+    from fusionjax.data import mini_faces
+
+    with tqdm(desc="drawing the mini world", unit="picture") as bar:
+
+        def progress(drawn: int, total: int) -> None:
+            bar.total = total
+            bar.update(drawn - bar.n)
+
+        mini_faces.build(
+            config.data.folder,
+            people=config.data.build_people,
+            scenes=0,
+            progress=progress,
+        )
 
 
 def _check_batch(config: RunConfig, devices: int) -> None:

@@ -4,6 +4,7 @@ Legend: b batch, H W picture pixels.
 """
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,19 +41,25 @@ def open_records(folder: str | Path, split: str) -> Any:
         )
     import tensorflow_datasets as tfds
 
+    class Encoded(tfds.decode.SkipDecoding):
+        """Leaves a picture's bytes as they are, in a sequence too."""
+
+        def decode_batch_example_np(self, example: Any) -> Any:
+            return example
+
     builder = tfds.builder_from_directory(str(folder))
-    names = [part.split("[")[0] for part in split.split("+")]
-    if any(name not in builder.info.splits for name in names):
-        raise UserError(
-            f"split {split!r} is not in {str(folder)!r}; there are "
-            f"{', '.join(sorted(builder.info.splits))}"
-        )
-    skip = {
-        key: tfds.decode.SkipDecoding()
+    known = sorted(builder.info.splits)
+    for name in re.split(r"\s*\+\s*", re.sub(r"\[.*?\]", "", split)):
+        if name not in known:
+            raise UserError(
+                f"split {name!r} is not in {str(folder)!r}; there are {', '.join(known)}"
+            )
+    encoded = {
+        key: Encoded()
         for key, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
+        if isinstance(getattr(feature, "feature", feature), tfds.features.Image)
     }
-    return builder.as_data_source(split, decoders=skip or None)
+    return builder.as_data_source(split, decoders=encoded or None)
 
 
 def decode_image(encoded: Any) -> UInt8[np.ndarray, "H W 3"]:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fusionjax.errors import UserError
-from train.config import AutoencoderRun, BaseRun, RunConfig
+from train.config import AdapterRun, AutoencoderRun, BaseRun, RunConfig
 from train.step import Batch, Metrics, Params
 
 
@@ -48,7 +49,7 @@ class Objective(Protocol):
         """The command to type after the run."""
 
 
-def make_objective(config: RunConfig) -> Objective:
+def make_objective(config: RunConfig, mesh: Mesh) -> Objective:
     """Builds the objective of a run; loads what it is trained on top of.
 
     Raises:
@@ -58,8 +59,12 @@ def make_objective(config: RunConfig) -> Objective:
         from train.objectives.autoencoder import AutoencoderObjective
 
         return AutoencoderObjective(config)
+    if isinstance(config, AdapterRun):
+        from train.objectives.adapter import AdapterObjective
+
+        return AdapterObjective(config, mesh)
     if isinstance(config, BaseRun):
         from train.objectives.base_model import BaseModelObjective
 
-        return BaseModelObjective(config)
+        return BaseModelObjective(config, mesh)
     raise UserError(f"a run of kind {type(config).__name__} trains nothing")

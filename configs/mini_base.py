@@ -1,0 +1,25 @@
+"""The mini base model: UNet and text encoder on the mini world's latents.
+
+python -m train mini_base --autoencoder runs/mini_vae --output runs/mini_base
+"""
+
+from train.config import (
+    BaseRun,
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    ValidationConfig,
+)
+
+config = BaseRun(
+    name="mini_base",
+    steps=2600,
+    batch_size=32,
+    block_out_channels=(64, 128, 192),
+    layers_per_block=1,
+    attention_levels=2,
+    data=DataConfig(folder="data/mini_faces", train_split="train+scenes"),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.998),
+    checkpoint=CheckpointConfig(every_steps=200),
+    validation=ValidationConfig(every_steps=250, examples=128, grid_rows=2),
+)

@@ -1,0 +1,248 @@
+"""The adapter: kf and vf learn to carry a face through the frozen UNet.
+
+Equations 1 to 6 are `FusionUNet`'s; here is what they are trained on: the picture's latents are
+noised, photos of the same person go through the frozen UNet, and the answer is compared with the
+base's own target.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fusionjax.base import BaseModel
+from fusionjax.checkpoint import base_source
+from fusionjax.diffusion import add_noise, min_snr_weight, target
+from fusionjax.errors import UserError
+from fusionjax.interop.adapter_file import save_adapter
+from fusionjax.schedulers import plan
+from fusionjax.unet import FusionUNet
+from train.config import AdapterRun
+from train.grids import tile
+from train.latents import cached_latents
+from train.sampling import sample
+from train.step import Batch, Metrics, Params
+
+DTYPES: dict[str, Any] = {
+    "float32": jnp.float32,
+    "bfloat16": jnp.bfloat16,
+    "float16": jnp.float16,
+}
+
+
+class AdapterObjective:
+    """See `train.objectives.Objective`."""
+
+    def __init__(self, config: AdapterRun, mesh: Mesh) -> None:
+        self.config = config
+        self._mesh = mesh
+        self._dtype = DTYPES[config.precision]
+        self.base = BaseModel.from_pretrained(base_source(config.base), dtype=self._dtype)
+        self.fusion = FusionUNet(
+            self.base.unet,
+            config.fusion,
+            attention=config.attention,
+            remat=config.remat,
+            mesh=mesh if mesh.size > 1 else None,
+        )
+        self.frozen: Any = {name: self.base.params[name] for name in ("unet", "text_encoder")}
+        self._empty = jnp.asarray(self.base.tokenize([""]))
+        self._plan = plan(self.base.schedule, "ddim", 20)
+        self._paint = jax.jit(self._paint_)
+
+    def source(self, split: str) -> Any:
+        """The cached latents of a split; they are computed at first use."""
+        data = self.config.data
+        return cached_latents(
+            self.base,
+            self._mesh,
+            data=data.folder,
+            split=split,
+            folder=Path(self.config.cache or f"{data.folder}-latents"),
+            made_from={"base": self.base.fingerprint},
+            with_references=True,
+        )
+
+    def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draws the references: 1 to `config.references` of the photos, in any order."""
+        photos = example["references"]
+        if not len(photos):
+            raise UserError("an example of the cache has no reference; make the cache again")
+        most = self.config.references
+        count = int(rng.integers(1, min(most, len(photos)) + 1))
+        chosen = photos[rng.permutation(len(photos))[:count]]
+        references = np.zeros((most, *photos.shape[1:]), np.float32)
+        references[:count] = chosen
+        return {
+            "latents": example["latents"],
+            "tokens": example["tokens"],
+            "references": references,
+            "present": (np.arange(most) < count).astype(np.float32),
+            "weight": _box_weight(
+                example["face_box"], example["latents"].shape[:2], self.config.face_weight
+            ),
+        }
+
+    def init(self, key: jax.Array) -> Params:
+        return self.fusion.init(key, self.frozen["unet"])
+
+    def loss(
+        self, params: Params, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        config, schedule = self.config, self.base.schedule
+        clean = batch["latents"]
+        count, height, width, _ = clean.shape
+        noise_key, time_key, drop_key, photo_key = jax.random.split(key, 4)
+
+        # The picture, noised to a time of its own.
+        noise = jax.random.normal(noise_key, clean.shape)
+        t = jax.random.randint(time_key, (count,), 0, schedule.num_train_timesteps)
+        noisy = add_noise(schedule, clean, noise, t)
+
+        # What it is shown: text, faces, both or neither.
+        draw = jax.random.uniform(drop_key, (count,))
+        text_end = config.text_dropout
+        faces_end = text_end + config.faces_dropout
+        both_end = faces_end + config.both_dropout
+        no_text = (draw < text_end) | ((draw >= faces_end) & (draw < both_end))
+        no_faces = (draw >= text_end) & (draw < both_end)
+        states = self._text(frozen, jnp.where(no_text[:, None], self._empty, batch["tokens"]))
+        faces = self._faces(
+            params,
+            frozen,
+            batch["references"],
+            batch["present"] * ~no_faces[:, None],
+            t,
+            photo_key,
+            (height, width),
+        )
+
+        answer = self.fusion(frozen["unet"], noisy.astype(self._dtype), t, states, faces)
+        error = jnp.square(answer.astype(jnp.float32) - target(schedule, clean, noise, t)).mean(-1)
+        weight = batch["weight"]
+        each = (weight * error).sum((1, 2)) / weight.sum((1, 2))
+        loss = (min_snr_weight(schedule, t, config.min_snr_gamma) * each).mean()
+        return loss, {"mse": error.mean(), **_by_time(error.mean((1, 2)), t, schedule)}
+
+    def grid(self, params: Params) -> np.ndarray:
+        """Rows of: photo, the true picture, with adapter, without; the same noise for both."""
+        source = self.source(self.config.data.validation_split)
+        count = min(6 * self.config.validation.grid_rows, len(source))
+        chosen = [source[i * (len(source) // count)] for i in range(count)]
+        photos = np.stack([example["references"][0] for example in chosen])
+        tokens = np.stack([example["tokens"] for example in chosen])
+        real = np.stack([example["latents"] for example in chosen])
+        shown = self._paint(
+            params, {**self.frozen, "vae": self.base.params["vae"]}, photos, real, tokens
+        )
+        return tile([np.asarray(x) for x in shown], columns=min(count, 12))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "base": base_source(self.config.base),
+            "base_fingerprint": self.base.fingerprint,
+            "fusion": self.config.fusion.to_json(),
+        }
+
+    def export(self, params: Params, folder: Path) -> None:
+        """Writes `adapter.safetensors`, which PyTorch reads too."""
+        save_adapter(
+            folder / "adapter.safetensors",
+            params,
+            self.config.fusion,
+            base=self.config.base,
+            base_fingerprint=self.base.fingerprint,
+        )
+
+    def how_to_use(self, folder: Path) -> str:
+        return f'python -m sample --fusion {folder} --face PHOTO --prompt "…"'
+
+    def _text(self, frozen: Any, tokens: jax.Array) -> jax.Array:
+        return jnp.asarray(self.base.encode_text(frozen, tokens))
+
+    def _faces(
+        self,
+        params: Params,
+        frozen: Any,
+        references: jax.Array,
+        strength: jax.Array,
+        t: jax.Array,
+        key: jax.Array,
+        size: tuple[int, int],
+    ) -> Any:
+        """The reference pass (frozen, without text) and equation 2."""
+        empty = self._text(frozen, self._empty)
+        times = None
+        if self.config.fusion.reference == "matched":
+            times, most = t, references.shape[1]
+            flat = references.reshape(-1, *references.shape[2:])
+            noise = jax.random.normal(key, flat.shape)
+            references = add_noise(self.base.schedule, flat, noise, jnp.repeat(t, most)).reshape(
+                references.shape
+            )
+        hidden = self.fusion.reference_states(
+            frozen["unet"], references.astype(self._dtype), empty, times
+        )
+        return self.fusion.faces(params, hidden, strength, height=size[0], width=size[1])
+
+    def _paint_(
+        self, params: Params, frozen: Any, photos: jax.Array, real: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Photos, true pictures, painted with and without the adapter, [n, H, W, 3] each."""
+        count, height, width, _ = photos.shape
+        noise = jax.random.normal(jax.random.key(0), photos.shape)
+        states = self._text(frozen, jnp.concatenate([self._empty, tokens]))
+        text = jnp.concatenate(
+            [jnp.broadcast_to(states[:1], (count, *states.shape[1:])), states[1:]]
+        )
+        with_faces = jnp.repeat(jnp.array([0.0, 1.0]), count)[:, None]
+        scale = self.config.guidance_scale
+
+        def painted(strength: float) -> jax.Array:
+            def predict(latents: jax.Array, t: jax.Array) -> jax.Array:
+                faces = self._faces(
+                    params,
+                    frozen,
+                    jnp.tile(photos, (2, 1, 1, 1))[:, None],
+                    strength * with_faces,
+                    jnp.tile(t, 2).astype(jnp.int32),
+                    jax.random.key(1),
+                    (height, width),
+                )
+                answer = self.fusion(
+                    frozen["unet"],
+                    jnp.tile(latents, (2, 1, 1, 1)).astype(self._dtype),
+                    jnp.tile(t, 2),
+                    text,
+                    faces,
+                )
+                without, conditional = jnp.split(answer.astype(jnp.float32), 2)
+                return without + scale * (conditional - without)
+
+            return sample(predict, noise, self._plan)
+
+        groups = (photos, real, painted(1.0), painted(0.0))
+        return tuple(
+            jnp.asarray(self.base.decode(frozen, x.astype(self._dtype)), jnp.float32)
+            for x in groups
+        )
+
+
+def _box_weight(box: np.ndarray, size: tuple[int, int], inside: float) -> np.ndarray:
+    """1 outside the face's box, `inside` in every latent cell that it touches; [h, w]."""
+    weight = np.ones(size, np.float32)
+    top, left = np.floor(box[:2] * size + 1e-6).astype(int)
+    bottom, right = np.ceil(box[2:] * size - 1e-6).astype(int)
+    weight[max(top, 0) : bottom, max(left, 0) : right] = inside
+    return weight
+
+
+def _by_time(error: jax.Array, t: jax.Array, schedule: Any, buckets: int = 4) -> Metrics:
+    """Mean error by quarter of the timesteps, 0 where a quarter has no example."""
+    bucket = t * buckets // schedule.num_train_timesteps
+    inside = (bucket[None] == jnp.arange(buckets)[:, None]).astype(jnp.float32)
+    means = (inside * error).sum(1) / jnp.maximum(inside.sum(1), 1)
+    return {f"mse_t{number}": means[number] for number in range(buckets)}

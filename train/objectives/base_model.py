@@ -1,0 +1,180 @@
+"""The base model: UNet and text encoder learn together to denoise cached latents."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from diffusers import FlaxUNet2DConditionModel
+from jax.sharding import Mesh
+from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
+
+from fusionjax.base import BaseModel
+from fusionjax.data.cache import text
+from fusionjax.data.pipeline import decode_image, open_records, to_unit
+from fusionjax.diffusion import NoiseSchedule, add_noise, min_snr_weight, target
+from fusionjax.errors import UserError
+from fusionjax.schedulers import plan
+from fusionjax.unet import FusionUNet
+from train.config import BaseRun
+from train.export import load_vae
+from train.grids import tile
+from train.latents import cached_latents
+from train.sampling import guided, sample
+from train.step import Batch, Metrics, Params
+
+
+class BaseModelObjective:
+    """See `train.objectives.Objective`."""
+
+    def __init__(self, config: BaseRun, mesh: Mesh) -> None:
+        self.config = config
+        self.frozen: Any = {}
+        self._mesh = mesh
+        self.base = _new_base(config)
+        self._denoise = FusionUNet(self.base.unet)
+        self._empty = jnp.asarray(self.base.tokenize([""]))
+        self._plan = plan(self.base.schedule, "ddim", 20)
+        self._paint = jax.jit(self._paint_)
+
+    def source(self, split: str) -> Any:
+        """The cached latents of a split; they are computed at first use."""
+        return cached_latents(
+            self.base,
+            self._mesh,
+            data=self.config.data.folder,
+            split=split,
+            folder=Path(self.config.autoencoder) / "latents",
+            made_from={
+                "autoencoder": _digest(self.base.params["vae"]),
+                "tokenizer": _digest_text(self.base.tokenizer.get_vocab()),
+            },
+            with_references=False,
+        )
+
+    def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        del rng
+        return {"latents": example["latents"], "tokens": example["tokens"]}
+
+    def init(self, key: jax.Array) -> Params:
+        unet_key, text_key = jax.random.split(key)
+        ids = jnp.zeros((1, self._empty.shape[1]), jnp.int32)
+        return {
+            "unet": self.base.unet.init_weights(unet_key),
+            "text_encoder": self.base.text_encoder.init(
+                text_key, ids, jnp.ones_like(ids), jnp.arange(ids.shape[1])[None]
+            )["params"],
+        }
+
+    def loss(
+        self, params: Params, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        schedule = self.base.schedule
+        clean = batch["latents"]
+        count = clean.shape[0]
+        noise_key, time_key, drop_key = jax.random.split(key, 3)
+        noise = jax.random.normal(noise_key, clean.shape)
+        t = jax.random.randint(time_key, (count,), 0, schedule.num_train_timesteps)
+        drop = jax.random.bernoulli(drop_key, self.config.caption_dropout, (count, 1))
+        tokens = jnp.where(drop, self._empty, batch["tokens"])
+        states = jnp.asarray(self.base.encode_text(params, tokens))
+        answer = self._denoise(params["unet"], add_noise(schedule, clean, noise, t), t, states)
+        error = jnp.square(answer - target(schedule, clean, noise, t)).mean((1, 2, 3))
+        weight = min_snr_weight(schedule, t, self.config.min_snr_gamma)
+        return (weight * error).mean(), {"mse": error.mean()}
+
+    def grid(self, params: Params) -> np.ndarray:
+        """Pictures of the validation split over what the model paints to their captions."""
+        records = open_records(self.config.data.folder, self.config.data.validation_split)
+        columns = 12
+        count = min(columns * self.config.validation.grid_rows, len(records))
+        # Far apart, since the pictures of one person lie side by side.
+        chosen = [records[i * (len(records) // count)] for i in range(count)]
+        real = np.stack([to_unit(decode_image(example["image"])) for example in chosen])
+        tokens = self.base.tokenize([text(example["caption"]) for example in chosen])
+        return tile([real, self._paint(params, tokens)], columns=columns)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def export(self, params: Params, folder: Path) -> None:
+        """Writes `base/`: the whole model as a diffusers folder, float16."""
+        trained = dataclasses.replace(self.base, params={**self.base.params, **params})
+        trained.save_pretrained(folder / "base")
+
+    def how_to_use(self, folder: Path) -> str:
+        return f"python -m train mini --base {folder}/base"
+
+    def _paint_(self, params: Params, tokens: jax.Array) -> jax.Array:
+        def predict(latents: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
+            return self._denoise(params["unet"], latents, t, states)
+
+        count = tokens.shape[0]
+        unet = self.base.unet
+        noise = jax.random.normal(
+            jax.random.key(0), (count, unet.sample_size, unet.sample_size, unet.in_channels)
+        )
+        states = jnp.asarray(self.base.encode_text(params, jnp.concatenate([self._empty, tokens])))
+        without = jnp.broadcast_to(states[:1], (count, *states.shape[1:]))
+        denoise = guided(predict, without, states[1:], self.config.guidance_scale)
+        return jnp.asarray(self.base.decode(self.base.params, sample(denoise, noise, self._plan)))
+
+
+def _new_base(config: BaseRun) -> BaseModel:
+    """The model's modules, with the trained autoencoder and nothing else yet."""
+    vae, vae_params = load_vae(Path(config.autoencoder) / "vae")
+    if not (Path(config.tokenizer) / "vocab.json").is_file():
+        raise UserError(f"tokenizer is {config.tokenizer!r}; it holds no vocab.json")
+    tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
+    levels = len(config.block_out_channels)
+    plain = levels - config.attention_levels
+    unet: Any = FlaxUNet2DConditionModel(
+        sample_size=vae.sample_size // 2 ** (len(vae.block_out_channels) - 1),
+        in_channels=vae.latent_channels,
+        out_channels=vae.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * config.attention_levels
+        + ("DownBlock2D",) * plain,
+        up_block_types=("UpBlock2D",) * plain + ("CrossAttnUpBlock2D",) * config.attention_levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        attention_head_dim=config.attention_heads,
+        cross_attention_dim=config.text_features,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32,
+    )
+    text_encoder = FlaxCLIPTextModule(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_features,
+            intermediate_size=4 * config.text_features,
+            projection_dim=config.text_features,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_heads,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return BaseModel(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        unet=unet,
+        params={"vae": vae_params},
+        schedule=NoiseSchedule(prediction_type=config.prediction_type),
+    )
+
+
+def _digest(tree: Any) -> str:
+    total = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(tree):
+        total.update(np.asarray(leaf).tobytes())
+    return total.hexdigest()
+
+
+def _digest_text(value: Any) -> str:
+    return hashlib.blake2b(repr(sorted(value.items())).encode(), digest_size=8).hexdigest()
