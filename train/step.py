@@ -115,7 +115,7 @@ def make_step(
             jax.grad(scaled, has_aux=True), state.params, batch, key, config.accumulate_steps
         )
         gradients = jax.tree.map(lambda g: g / state.loss_scale, gradients)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
 
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)

@@ -244,5 +244,5 @@ def _by_time(error: jax.Array, t: jax.Array, schedule: Any, buckets: int = 4) ->
     """Mean error by quarter of the timesteps, 0 where a quarter has no example."""
     bucket = t * buckets // schedule.num_train_timesteps
     inside = (bucket[None] == jnp.arange(buckets)[:, None]).astype(jnp.float32)
-    means = (inside * error).sum(1) / jnp.maximum(inside.sum(1), 1)
+    means = (inside * error[None]).sum(1) / jnp.maximum(inside.sum(1), 1)
     return {f"mse_t{number}": means[number] for number in range(buckets)}
