@@ -172,13 +172,13 @@ class Programs:
 
     def share(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
         """How attention is shared at one step: mean of the layers, at the finest one's grid."""
-        row, latents = x["rows"]["row"], x["carry"].latents
+        row, latents = x["now"]["row"], x["carry"].latents
         shares = self.fusion.attention_share(
             params["base"]["unet"],
             latents * row.input_scale,
             jnp.full(latents.shape[0], row.timesteps),
             x["positive"],
-            self._faces(params, x, x["rows"]),
+            self._faces(params, x, x["now"]),
         )
         finest = max(share.shape[1:3] for share in shares.values())
         resized = [
@@ -274,7 +274,7 @@ _READS: dict[str, frozenset[str]] = {
         "start": "start_levels start_noise known",
         "steps": "carry rows mix seeds start_noise negative positive empty keys values bias"
         " layer_log photos known keep control_image control_strength",
-        "share": "carry rows positive keys values bias layer_log",
+        "share": "carry now positive keys values bias layer_log",
         "decode": "carry",
     }.items()
 }
@@ -301,7 +301,8 @@ def _specs(tree: dict[str, Any], devices: int) -> Any:
         axis = next((_PICTURE_AXIS[name] for name in names if name in _PICTURE_AXIS), None)
         if devices == 1 or axis is None:
             return PartitionSpec()
-        axis = min(axis, leaf.ndim - 1) if names[0] == "rows" else axis
+        if names[0] == "now":  # one row of what "rows" holds
+            axis -= 1
         if leaf.shape[axis] == 1:
             return PartitionSpec()
         return PartitionSpec(*[None] * axis, "data")

@@ -212,11 +212,13 @@ class FusionPipeline:
         adapter: Adapter | None = None
         if base is None and fusion is None:
             base, fusion = MINI_BASE, MINI_FUSION
-        elif base is not None and fusion is None and Path(base).absolute() == MINI_BASE:
-            fusion = MINI_FUSION
-        if fusion is not None:
-            from fusionjax.checkpoint import load_adapter
+        from fusionjax.checkpoint import base_source, load_adapter
 
+        if base is not None:
+            base = base_source(os.fspath(base))
+            if fusion is None and Path(base).resolve() == MINI_BASE.resolve():
+                fusion = MINI_FUSION
+        if fusion is not None:
             adapter = load_adapter(os.fspath(fusion))
         if base is None:
             assert adapter is not None
@@ -514,6 +516,9 @@ class FusionPipeline:
         done, shares = 0, []
         segment = len(plan) if progress is None and not attention_share else _segment(len(plan))
         while done < len(plan):
+            if attention_share:
+                x["now"] = _rows(rows, done)
+                shares.append(np.asarray(self.runner.run("share", devices, x)["share"]))
             clock.start()
             x["rows"] = _rows(rows, slice(done, done + segment))
             x["carry"] = self.runner.run(
@@ -521,9 +526,6 @@ class FusionPipeline:
             )["carry"]
             done += segment
             clock.stop("steps", done, len(plan), x["carry"])
-            if attention_share and done < len(plan):
-                x["rows"] = _rows(rows, done)
-                shares.append(np.asarray(self.runner.run("share", devices, x)["share"]))
         clock.start()
         images = np.asarray(self.runner.run("decode", devices, x)["images"])
         clock.stop("decode", wanted, wanted, images)

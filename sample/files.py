@@ -1,5 +1,18 @@
 """Scenes, requests and painted pictures, as files.
 
+A scene is a job in YAML; paths are relative to the file:
+
+    prompt: two people at the beach
+    height: 512
+    width: 768
+    people:
+      - {faces: [ann1.jpg, ann2.jpg], box: [0, 0, 0.5, 1]}     # left, top, right, bottom
+      - {identity: ben.safetensors, mask: ben_mask.png, strength: 0.9}
+
+A request is the same in one line of JSON, `faces` for a single person, and an `id` if you like:
+
+    {"id": "ann-reads", "prompt": "a person reading", "faces": ["ann1.jpg"], "seed": 3}
+
 A painted picture carries its job as JSON in the PNG text chunk `fusionjax`, with a checksum of
 every file that it was painted from, so that `--from` repeats it exactly or says what has changed.
 """

@@ -306,15 +306,15 @@ def _run_requests(options: Options, within: Job) -> int:
     bar = Bar(None if options.quiet else sys.stderr)
     bar.say(f"{len(requests) - len(todo)} of {len(requests)} rows are done already")
     bad = 0
-    studio = None
+    # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
+    studio = Studio(within, options, bar) if any(r.job for r in todo) else None
     waiting: dict[Any, list[_Waiting]] = {}
     for request in todo:
         try:
-            if request.job is None:
+            if request.job is None or studio is None:
                 raise UserError(request.error or "")
             if request.job.prompt is None:
                 raise UserError("what shall be painted? The row has no prompt")
-            studio = studio or Studio(within, options, bar)
             job, settings = studio.settled(request.job)
             pictures = studio.pictures(job, settings)
         except UserError as error:
