@@ -92,6 +92,31 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes. SLURM, Kubernetes and TPU pods detect themselves: only set `enabled`."""
+
+    enabled: bool = False
+    """Join the other processes before anything else."""
+    coordinator: str | None = None
+    """host:port of process 0, where the cluster does not tell."""
+    processes: int | None = None
+    """Number of processes; needed with a coordinator."""
+    process: int | None = None
+    """This process's number, from 0; needed with a coordinator."""
+    heartbeat_timeout_s: int = 100
+    """A process that is silent for so long is dead, and the others stop with an error."""
+
+    def __post_init__(self) -> None:
+        given = [self.coordinator is not None, self.processes is not None, self.process is not None]
+        if any(given) and not all(given):
+            raise UserError(
+                "distributed.coordinator, distributed.processes and distributed.process go "
+                "together; give all three or none"
+            )
+        _at_least(1, distributed__heartbeat_timeout_s=self.heartbeat_timeout_s)
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """What is kept to go on from."""
 
@@ -152,6 +177,7 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
 

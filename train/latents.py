@@ -1,6 +1,5 @@
-"""Cached latents of a dataset's split, computed when they are first asked for."""
+"""Cached latents of a dataset's split, computed with a progress bar when first asked for."""
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fusionjax.base import BaseModel
-from fusionjax.data.cache import CachedLatents, write_cache
+from fusionjax.data import cache
 from fusionjax.data.pipeline import open_records
 from fusionjax.sharding import batch_sharding
 
@@ -25,7 +24,7 @@ def cached_latents(
     folder: Path,
     made_from: dict[str, Any],
     with_references: bool,
-) -> CachedLatents:
+) -> cache.CachedLatents:
     """Opens the cache of a split, and makes it first if there is none.
 
     Args:
@@ -40,32 +39,22 @@ def cached_latents(
     Returns:
         The examples.
     """
-    place = folder / _file_name(split)
-    about = {
-        "dataset": str(Path(data).absolute()),
-        "split": split,
-        "references": with_references,
-        **made_from,
-    }
-    if not place.exists():
-        records = open_records(data, split)
-        sharding = batch_sharding(mesh)
-        encode = jax.jit(base.encode_image)
-        with tqdm(total=len(records), desc=f"latents of {split}", unit="picture") as bar:
-            write_cache(
-                place,
-                records,
-                lambda images: encode(base.params, jax.device_put(images, sharding)),
-                base.tokenize,
-                about=about,
-                batch_size=-(-BATCH // mesh.size) * mesh.size,
-                with_references=with_references,
-                progress=lambda done, _: bar.update(done - bar.n),
-            )
-    return CachedLatents(place, about)
+    encode = jax.jit(base.encode_image)
+    sharding = batch_sharding(mesh)
+    with tqdm(desc=f"latents of {split}", unit="picture", delay=0.5) as bar:
 
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-def _file_name(split: str) -> str:
-    """A folder's name for a split, different for different slices."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in split)
-    return plain if plain == split else f"{plain}-{zlib.crc32(split.encode()):08x}"
+        return cache.cached_latents(
+            folder,
+            lambda: open_records(data, split),
+            lambda images: encode(base.params, jax.device_put(images, sharding)),
+            base.tokenize,
+            split=split,
+            about={"dataset": str(Path(data).absolute()), **made_from},
+            batch_size=-(-BATCH // mesh.size) * mesh.size,
+            with_references=with_references,
+            progress=progress,
+        )

@@ -111,6 +111,7 @@ def run(config: RunConfig) -> Path:
     if stop.is_set() and checkpoints.latest() != done:
         checkpoints.save(done, state, batches.position())
     checkpoints.close()
+    batches.close()
     if writes and done == config.steps:
         objective.export(jax.device_get(state.ema), folder)
         watch.say(f"{folder}\n{objective.how_to_use(folder)}")
@@ -134,7 +135,7 @@ def _is_continued(config: RunConfig, folder: Path) -> bool:
     before, now = json.loads((folder / "config.json").read_text()), config.to_json()
     harmless = {
         "name", "output", "resume", "init_from", "log_every_steps", "mesh", "checkpoint",
-        "validation", "max_skipped_in_row",
+        "validation", "max_skipped_in_row", "distributed",
     }  # fmt: skip
     for name in now.keys() - harmless:
         if before.get(name) != now[name]:

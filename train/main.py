@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
@@ -24,10 +25,13 @@ def main(arguments: list[str]) -> int:
         The exit status: 0, or 2 after an error that the user can mend.
     """
     _use_cpu_settings(arguments)
+    # Orbax reports its every file there.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     from fusionjax.errors import UserError
 
     try:
         config = read_config(arguments)
+        _join(config)
         from train.loop import run
 
         run(config)
@@ -66,6 +70,20 @@ def read_config(arguments: list[str]):  # type: ignore[no-untyped-def]
         prog=f"python -m train {path}",
         description=module.__doc__,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def _join(config) -> None:  # type: ignore[no-untyped-def]
+    """Meets the other processes of a run on several hosts."""
+    d = config.distributed
+    if not (d.enabled or d.coordinator):
+        return
+    import jax
+
+    # CPU processes need a library for their collectives; others ignore this.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        d.coordinator, d.processes, d.process, heartbeat_timeout_seconds=d.heartbeat_timeout_s
     )
 
 

@@ -9,18 +9,22 @@ Training then needs no VAE on the device and decodes no pictures. A cache is a f
     reference_starts.npy    [n + 1] where each example's references start in it
     tokens.npy              [n, t] token ids of the captions
     face_boxes.npy          [n, 4] ymin, xmin, ymax, xmax in [0, 1]
+    skipped.tsv             examples that could not be used, and why
 """
 
+import collections
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
+from fusionjax.data.augment import augment, face_square
 from fusionjax.data.pipeline import decode_image, to_unit
 from fusionjax.errors import UserError
 
@@ -41,10 +45,16 @@ def write_cache(
     about: dict[str, Any],
     batch_size: int = 64,
     with_references: bool = True,
-    prepare: Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "H W 3"]] | None = None,
+    views: int = 4,
+    seed: int = 0,
+    most_skipped: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> collections.Counter[str]:
     """Encodes every distinct picture of a dataset.
+
+    An example without references gets `views` augmented views of its own face instead. What
+    cannot be used (an unreadable picture, an empty caption, no reference and no face's box) is
+    skipped, counted and listed in the cache's `skipped.tsv`.
 
     Args:
         folder: where the cache goes; must not be one yet.
@@ -55,38 +65,59 @@ def write_cache(
         about: what the cache is made from (dataset, split, weights); checked when it is opened.
         batch_size: pictures encoded together.
         with_references: False leaves the references out.
-        prepare: makes every picture the same size; None if they are already.
+        views: augmented views of a face that has no other picture.
+        seed: of the augmentation.
+        most_skipped: the largest share of examples that may be skipped.
         progress: called with the examples done and their number.
 
+    Returns:
+        How many examples were skipped, by reason.
+
     Raises:
-        UserError: if the folder is in use, or a picture cannot be read.
+        UserError: if the folder is in use, pictures differ in size, or too much was skipped.
     """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{str(folder)!r} already exists; remove it or name another folder")
     if not len(source):
         raise UserError("the dataset holds no examples; there is nothing to cache")
-    encoder = _Encoder(encode, batch_size, prepare)
-    tokens, targets, references, starts, boxes = [], [], [], [0], []
+    encoder = _Encoder(encode, batch_size)
+    captions, targets, references, starts, boxes = [], [], [], [0], []
+    skipped: list[tuple[int, str]] = []
     for number in range(len(source)):
         example = source[number]
-        targets.append(encoder.add(example["image"], f"example {number}"))
-        if with_references:
-            for reference in example["references"]:
-                references.append(encoder.add(reference, f"a reference of example {number}"))
-        starts.append(len(references))
-        boxes.append(np.asarray(example["face_box"], np.float32))
-        tokens.append(text(example["caption"]))
+        try:
+            caption = text(example["caption"]).strip()
+            if not caption:
+                raise _UnusableError("empty caption")
+            target = _decoded(example["image"])
+            photos = []
+            if with_references:
+                photos = _photos(example, target, views, np.random.default_rng([seed, number]))
+            targets.append(encoder.add(target))
+            references += [encoder.add(photo) for photo in photos]
+        except _UnusableError as reason:
+            skipped.append((number, str(reason)))
+        else:
+            captions.append(caption)
+            starts.append(len(references))
+            boxes.append(np.asarray(example["face_box"], np.float32))
         if progress is not None:
             progress(number + 1, len(source))
+    reasons = collections.Counter(reason for _, reason in skipped)
+    if len(skipped) > most_skipped * len(source):
+        told = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+        raise UserError(
+            f"{len(skipped)} of {len(source)} examples cannot be used ({told}), more than the "
+            f"share of {most_skipped} that may be skipped; the first is example {skipped[0][0]}"
+        )
+    tokens = [tokenize(captions[i : i + 1024]) for i in range(0, len(captions), 1024)]
     arrays = {
         "latents": encoder.latents(),
         "target": np.asarray(targets, np.int32),
         "references": np.asarray(references, np.int32),
         "reference_starts": np.asarray(starts, np.int64),
-        "tokens": np.concatenate(
-            [tokenize(tokens[i : i + 1024]) for i in range(0, len(tokens), 1024)]
-        ).astype(np.int32),
+        "tokens": np.concatenate(tokens).astype(np.int32),
         "face_boxes": np.stack(boxes),
     }
     unfinished = folder.with_name(folder.name + ".unfinished")
@@ -94,8 +125,45 @@ def write_cache(
     unfinished.mkdir(parents=True)
     for name in _ARRAYS:
         np.save(unfinished / f"{name}.npy", arrays[name])
+    lines = [f"{number}\t{reason}\n" for number, reason in skipped]
+    (unfinished / "skipped.tsv").write_text("".join(lines), encoding="utf-8")
     (unfinished / _WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
     unfinished.rename(folder)
+    return reasons
+
+
+def cached_latents(
+    folder: str | Path,
+    records: Callable[[], Any],
+    encode: Encode,
+    tokenize: Tokenize,
+    *,
+    split: str,
+    about: dict[str, Any],
+    **options: Any,
+) -> "CachedLatents":
+    """Opens the cache of a split, and makes it first if there is none.
+
+    Args:
+        folder: caches of several splits lie side by side in it.
+        records: opens the examples; called only if the cache must be made.
+        encode: as for `write_cache`.
+        tokenize: as for `write_cache`.
+        split: the split's name.
+        about: what else tells one cache from another.
+        **options: the further arguments of `write_cache`.
+
+    Returns:
+        The cache.
+
+    Raises:
+        UserError: as `write_cache`, and if there is a cache made from something else.
+    """
+    place = Path(folder) / _file_name(split)
+    about = {"split": split, "references": options.get("with_references", True), **about}
+    if not place.exists():
+        write_cache(place, records(), encode, tokenize, about=about, **options)
+    return CachedLatents(place, about)
 
 
 class CachedLatents:
@@ -147,31 +215,58 @@ def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+class _UnusableError(Exception):
+    """The reason why an example is skipped."""
+
+
+def _decoded(encoded: Any) -> np.ndarray:
+    try:
+        return decode_image(encoded)
+    except ValueError:
+        raise _UnusableError("unreadable picture") from None
+
+
+def _photos(
+    example: Any, target: np.ndarray, views: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """The references, or views of the target's own face."""
+    if len(example["references"]):
+        return [_decoded(photo) for photo in example["references"]]
+    if target.shape[0] != target.shape[1]:
+        raise _UnusableError("no reference, and the picture is not square")
+    try:
+        face = face_square(target, np.asarray(example["face_box"]), target.shape[0])
+    except ValueError:
+        raise _UnusableError("no reference and no face") from None
+    return [augment(face, rng) for _ in range(views)]
+
+
+def _file_name(split: str) -> str:
+    """A folder's name for a split, different for different slices."""
+    plain = "".join(letter if letter.isalnum() else "-" for letter in split)
+    return plain if plain == split else f"{plain}-{zlib.crc32(split.encode()):08x}"
+
+
 class _Encoder:
     """Collects distinct pictures and encodes them in full batches."""
 
-    def __init__(self, encode: Encode, batch_size: int, prepare: Any) -> None:
-        self._encode, self._batch_size, self._prepare = encode, batch_size, prepare
+    def __init__(self, encode: Encode, batch_size: int) -> None:
+        self._encode, self._batch_size = encode, batch_size
         self._numbers: dict[bytes, int] = {}
+        self._shape: tuple[int, ...] | None = None
         self._waiting: list[np.ndarray] = []
         self._done: list[np.ndarray] = []
 
-    def add(self, encoded: Any, what: str) -> int:
-        """Takes a picture's bytes; returns its number."""
-        data = encoded.tobytes() if isinstance(encoded, np.ndarray) else bytes(encoded)
-        key = hashlib.blake2b(data, digest_size=16).digest()
+    def add(self, picture: np.ndarray) -> int:
+        """Takes a picture; returns its number."""
+        if self._shape not in (None, picture.shape):
+            raise UserError(
+                f"one picture has shape {picture.shape}, another {self._shape}; "
+                "all must have the same size"
+            )
+        self._shape = picture.shape
+        key = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         if key not in self._numbers:
-            try:
-                picture = decode_image(encoded)
-            except ValueError as error:
-                raise UserError(f"{what} is {error}") from None
-            if self._prepare is not None:
-                picture = self._prepare(picture)
-            if self._waiting and picture.shape != self._waiting[0].shape:
-                raise UserError(
-                    f"{what} has shape {picture.shape}, another picture {self._waiting[0].shape}; "
-                    "all must have the same size"
-                )
             self._numbers[key] = len(self._numbers)
             self._waiting.append(picture)
             if len(self._waiting) == self._batch_size:

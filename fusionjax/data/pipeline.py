@@ -155,3 +155,7 @@ class Batches(Iterator[Example]):
     def seek(self, position: dict[str, Any]) -> None:
         """Goes to a position that `position` returned in a run with the same data and seed."""
         self._iterator.set_state(position)
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._iterator.close()

@@ -1,0 +1,86 @@
+"""`python -m fusionjax cache`: a dataset's latents and token ids, computed once.
+
+    python -m fusionjax cache --base DIR --data DATASET --output LATENTS [--splits train validation]
+    python -m train configs/sd15_v100.py --cache LATENTS …
+
+Training makes the cache by itself where there is none; this command makes it beforehand, for
+instance on another machine.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionjax.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line.
+
+    Args:
+        arguments: without the program's name and the command.
+
+    Returns:
+        The exit status: 0, or 2 after an error that the user can mend.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fusionjax cache",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--base", default="mini", help="the base model (the embedded one)")
+    parser.add_argument("--data", required=True, help="folder of the TFDS dataset")
+    parser.add_argument("--output", required=True, help="folder of the caches, one for each split")
+    parser.add_argument("--splits", nargs="+", default=["train", "validation"])
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures encoded together")
+    parser.add_argument(
+        "--views", type=int, default=4, help="augmented views of a face without other pictures"
+    )
+    parser.add_argument(
+        "--most-skipped", type=float, default=0.05, help="share of bad examples that may be skipped"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        _write(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _write(args: argparse.Namespace) -> None:
+    import jax
+    from tqdm import tqdm
+
+    from fusionjax.base import BaseModel
+    from fusionjax.checkpoint import base_source
+    from fusionjax.data.cache import cached_latents
+    from fusionjax.data.pipeline import open_records
+
+    base = BaseModel.from_pretrained(base_source(args.base))
+    encode = jax.jit(base.encode_image)
+    for split in args.splits:
+        with tqdm(desc=split, unit="picture", delay=0.5) as bar:
+
+            def progress(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            cache = cached_latents(
+                args.output,
+                functools.partial(open_records, args.data, split),
+                lambda images: encode(base.params, images),
+                base.tokenize,
+                split=split,
+                about={
+                    "dataset": str(Path(args.data).absolute()),
+                    "base": base.fingerprint,
+                },
+                batch_size=args.batch_size,
+                views=args.views,
+                most_skipped=args.most_skipped,
+                progress=progress,
+            )
+        print(f"{split}: {len(cache)} examples in {args.output}")

@@ -1,0 +1,261 @@
+"""Your own pictures as a dataset: TFDS ArrayRecord, without TensorFlow.
+
+    python -m fusionjax.data.face_pairs PICTURES DATASET --size 512
+
+PICTURES holds a folder for each person, in it that person's pictures, and beside each picture a
+text file of the same name with its caption:
+
+    PICTURES/ada/garden.jpg     PICTURES/ada/garden.txt
+    PICTURES/ada/office.png     PICTURES/ada/office.txt
+
+A picture becomes a square with the face inside; the references are the faces of the person's
+other pictures. Of somebody with one picture there are none, and the face is cut from the target
+when latents are cached. What cannot be used is skipped, counted and listed in `skipped.tsv`.
+"""
+
+import argparse
+import collections
+import hashlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from fusionjax import photos
+from fusionjax.errors import UserError
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+Example = dict[str, Any]
+
+
+def features() -> tfds.features.FeaturesDict:
+    """The record's fields; every dataset that is trained on has them."""
+    picture = tfds.features.Image(encoding_format="jpeg")
+    return tfds.features.FeaturesDict(
+        {
+            "image": picture,
+            "caption": tfds.features.Text(),
+            "references": tfds.features.Sequence(picture),
+            "identity": tfds.features.Text(),
+            "face_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        }
+    )
+
+
+class FacePairs(tfds.core.GeneratorBasedBuilder):
+    """The builder; `build` runs it."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "face_pairs"
+
+    def __init__(self, *, splits: dict[str, list[Example]], **kwargs: Any) -> None:
+        self._splits = splits
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(features=features())
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Example]]]:
+        del dl_manager  # nothing is downloaded
+        return {name: self._generate_examples(found) for name, found in self._splits.items()}
+
+    def _generate_examples(self, found: list[Example]) -> Iterator[tuple[str, Example]]:
+        for number, example in enumerate(found):
+            files = {
+                "image": io.BytesIO(example["image"]),
+                "references": [io.BytesIO(photo) for photo in example["references"]],
+            }
+            yield f"{number:08d}", {**example, **files}
+
+
+def build(
+    pictures: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    size: int = 512,
+    validation_share: float = 0.05,
+    max_references: int = 4,
+    most_skipped: float = 0.2,
+    progress: Callable[[int, int], None] | None = None,
+) -> collections.Counter[str]:
+    """Finds the faces in a folder of pictures and writes the dataset.
+
+    Args:
+        pictures: a folder for each person, see above.
+        folder: where the dataset goes; must not exist yet.
+        size: side of every picture in pixels: the base model's.
+        validation_share: share of the people (not of the pictures) kept for validation.
+        max_references: most photos kept with an example.
+        most_skipped: the largest share of pictures that may be skipped.
+        progress: called with the pictures read and their number.
+
+    Returns:
+        How many pictures were skipped, by reason.
+
+    Raises:
+        UserError: if there are no pictures, too many were skipped, or the folder is in use.
+    """
+    root, target = Path(pictures), Path(folder)
+    if target.exists():
+        raise UserError(f"{str(target)!r} already exists; remove it or name another")
+    if not root.is_dir():
+        raise UserError(f"{str(root)!r} is no folder of pictures")
+    files = sorted(p for p in root.glob("*/*") if p.suffix.lower() in ENDINGS)
+    if not files:
+        raise UserError(
+            f"{str(root)!r} holds no pictures; it needs a folder for each person, with that "
+            f"person's pictures ({', '.join(sorted(ENDINGS))})"
+        )
+    by_person: dict[str, list[_Found]] = collections.defaultdict(list)
+    skipped: list[tuple[Path, str]] = []
+    for number, path in enumerate(files):
+        try:
+            by_person[path.parent.name].append(_read(path, size))
+        except _Unusable as reason:
+            skipped.append((path, str(reason)))
+        if progress is not None:
+            progress(number + 1, len(files))
+    reasons = collections.Counter(reason for _, reason in skipped)
+    if len(skipped) > most_skipped * len(files):
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise UserError(
+            f"{len(skipped)} of {len(files)} pictures cannot be used ({told}), more than the "
+            f"share of {most_skipped} that may be skipped; the first is {skipped[0][0]}"
+        )
+    splits: dict[str, list[Example]] = {"train": [], "validation": []}
+    for person, found in by_person.items():
+        name = "validation" if _share(person) < validation_share else "train"
+        splits[name] += _examples(person, found, max_references)
+    if not splits["train"]:
+        raise UserError(
+            f"every person falls into validation; validation_share is {validation_share}"
+        )
+    if not splits["validation"]:
+        del splits["validation"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        builder = FacePairs(splits=splits, data_dir=scratch)
+        builder.download_and_prepare()
+        shutil.move(builder.data_dir, target)
+    lines = [f"{path}\t{reason}\n" for path, reason in skipped]
+    (target / "skipped.tsv").write_text("".join(lines), encoding="utf-8")
+    return reasons
+
+
+class _Unusable(Exception):
+    """The reason why a picture is skipped."""
+
+
+class _Found:
+    """A picture of one face: the whole as a square, the face alone, and what is said of it."""
+
+    def __init__(self, image: bytes, face: bytes, box: np.ndarray, caption: str) -> None:
+        self.image, self.face, self.box, self.caption = image, face, box, caption
+
+
+def _read(path: Path, size: int) -> _Found:
+    words = path.with_suffix(".txt")
+    caption = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
+    if not caption:
+        raise _Unusable("without caption")
+    try:
+        image = photos.read_photo(path)
+    except UserError:
+        raise _Unusable("unreadable") from None
+    faces = photos.find_faces(image)
+    if not faces:
+        raise _Unusable("without face")
+    left, top, width, height = faces[0]
+    side = min(image.size)
+    x = min(max(round(left + width / 2 - side / 2), 0), image.width - side)
+    y = min(max(round(top + height / 2 - side / 2), 0), image.height - side)
+    box = np.clip(
+        np.array([top - y, left - x, top + height - y, left + width - x], np.float32) / side, 0, 1
+    )
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise _Unusable("face of no size")
+    face = image.crop(photos.face_square(faces[0], *image.size))
+    return _Found(
+        _jpeg(image.crop((x, y, x + side, y + side)), size), _jpeg(face, size), box, caption
+    )
+
+
+def _jpeg(image: Image.Image, size: int) -> bytes:
+    buffer = io.BytesIO()
+    resized = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    resized.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _examples(person: str, found: list[_Found], max_references: int) -> list[Example]:
+    return [
+        {
+            "image": one.image,
+            "caption": one.caption,
+            "references": [other.face for other in found if other is not one][:max_references],
+            "identity": person,
+            "face_box": one.box,
+        }
+        for one in found
+    ]
+
+
+def _share(person: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.blake2b(person.encode(), digest_size=4).digest()) / 2**32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: without the program's name; None is the process's own.
+
+    Returns:
+        The exit status.
+    """
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(
+        prog="python -m fusionjax.data.face_pairs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pictures", help="a folder with a folder for each person")
+    parser.add_argument("folder", help="the dataset's folder; must not exist yet")
+    parser.add_argument("--size", type=int, default=512, help="side in pixels (%(default)s)")
+    parser.add_argument(
+        "--validation-share", type=float, default=0.05, help="share of people (%(default)s)"
+    )
+    parser.add_argument("--max-references", type=int, default=4, help="most photos an example")
+    parser.add_argument(
+        "--most-skipped", type=float, default=0.2, help="share that may be skipped (%(default)s)"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        with tqdm(unit="picture") as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            reasons = build(**vars(args), progress=progress)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for reason, count in reasons.most_common():
+        print(f"skipped: {count} {reason}")
+    print(args.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
