@@ -254,7 +254,8 @@ def test_the_dataset_is_what_was_drawn_and_needs_no_tensorflow(tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == "False"
+    assert done.stdout.split() == ["False"]  # nothing else is printed
+    assert "examples" not in done.stderr
 
 
 def test_wrong_counts_and_full_folders_are_refused(tmp_path):

@@ -53,6 +53,12 @@ class MiniFaces(tfds.core.GeneratorBasedBuilder):
         self._drawn = 0
         super().__init__(file_format="array_record", **kwargs)
 
+    def _log_download_bytes(self) -> None:
+        """Nothing is printed; `progress` reports."""
+
+    def _log_download_done(self) -> None:
+        """Likewise."""
+
     def _info(self) -> tfds.core.DatasetInfo:
         picture = tfds.features.Image(
             shape=(PICTURE_PIXELS, PICTURE_PIXELS, 3), encoding_format="png"
@@ -148,6 +154,7 @@ def build(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         builder = MiniFaces(plan=plan, processes=processes, progress=progress, data_dir=scratch)
+        tfds.disable_progress_bar()
         builder.download_and_prepare()
         if target.exists():
             target.rmdir()

@@ -92,7 +92,7 @@ class Likeness(NamedTuple):
 
 def face_likeness(
     picture: UInt8[np.ndarray, "h w 3"],
-    truth: UInt8[np.ndarray, "h w 3"],
+    truth: UInt8[np.ndarray, "h2 w2 3"],
     box: tuple[float, float, float, float],
     shift: int = 4,
 ) -> Likeness:

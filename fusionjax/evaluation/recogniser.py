@@ -174,7 +174,7 @@ class Recogniser:
             names = list(file.keys())
             flat = {tuple(name.split(".")): file.get_tensor(name) for name in names}
         params = unflatten_dict({name: value.astype(np.float32) for name, value in flat.items()})
-        return cls(params["face"], params["reader"], notes["threshold"], notes["report"])
+        return cls(params["face"], params.get("reader", {}), notes["threshold"], notes["report"])
 
     def save(self, path: str | Path) -> None:
         """Writes both networks as one float16 safetensors file.

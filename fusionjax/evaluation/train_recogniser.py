@@ -295,7 +295,7 @@ class Pairs:
 
     same: Float[np.ndarray, " pairs"]
     different: Float[np.ndarray, " pairs"]
-    alike: Float[np.ndarray, " pairs"]  # two people who differ in one trait
+    alike: Float[np.ndarray, " alike"]  # two people who differ in one trait
 
 
 def make_pairs(
@@ -383,8 +383,9 @@ def train_recogniser(
     """
     train = load_pictures(folder, "train")
     path = Path(output) / FILE_NAME
-    face = reader = {}
-    if path.is_file():
+    face: Any = {}
+    reader: Any = {}
+    if set(networks) != {"face", "reader"}:
         before = Recogniser.from_pretrained(path)
         face, reader = before.face_params, before.reader_params
     if "face" in networks:
