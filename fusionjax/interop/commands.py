@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fusionjax.checkpoint import Checkpoints, load_adapter
+from fusionjax.checkpoint import MINI, Checkpoints, base_source, load_adapter
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import load_adapter_file, save_adapter
 
@@ -36,11 +36,13 @@ def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str
         raise UserError(f"{output} must end in .safetensors")
     _refuse_existing(target)
     adapter = load_adapter(Path(fusion))
+    # The embedded model lies elsewhere on another machine; its name holds everywhere.
+    base = MINI if adapter.base == base_source(MINI) else adapter.base
     save_adapter(
         target,
         adapter.params,
         adapter.options,
-        base=adapter.base,
+        base=base,
         base_fingerprint=adapter.base_fingerprint,
     )
 
