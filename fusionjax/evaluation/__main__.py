@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--people", type=int, help="test people")
     parser.add_argument("--prompts", type=int, help="prompts for each of them")
     parser.add_argument("--pairs", type=int, help="pictures of two people")
+    parser.add_argument("--photos", type=int, help="photos to compare one photo with")
     parser.add_argument("--steps", type=int, help="steps of the sampler")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance")
     parser.add_argument("--face-strength", type=float, help="strength of the faces")

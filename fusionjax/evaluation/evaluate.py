@@ -104,8 +104,10 @@ def run(
                 pairs[name] = suites.paint_pairs(
                     pipe, cases, suite, faces, masks=masks, progress=progress
                 )
-        more = suites.encode_people(pipe, cases, suites.PHOTOS, progress)
-        painted[report.OURS_3] = suites.paint_cases(pipe, cases, suite, more, progress)
+        if suite.photos > 1:
+            more = suites.encode_people(pipe, cases, suite.photos, progress)
+            name = report.OURS_MORE.format(suite.photos)
+            painted[name] = suites.paint_cases(pipe, cases, suite, more, progress)
     if other is not None:
         faces = suites.encode_people(other, cases, 1, progress)
         painted[report.DECOUPLED] = suites.paint_cases(other, cases, suite, faces, progress)

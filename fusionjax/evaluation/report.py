@@ -17,7 +17,7 @@ TRUTH = "another true picture of the person (floor)"
 STRANGER = "a different person (ceiling)"
 TEXT_ONLY = "text only"
 OURS = "fusion, 1 photo"
-OURS_3 = "fusion, 3 photos"
+OURS_MORE = "fusion, {} photos"
 DECOUPLED = "decoupled, 1 photo"
 
 
@@ -48,7 +48,7 @@ class Results:
         if TEXT_ONLY not in self.ways:
             return {}
         base = self.ways[TEXT_ONLY].distances
-        painted = [name for name in (OURS, OURS_3, DECOUPLED) if name in self.ways]
+        painted = [name for name in self.ways if name not in (TRUTH, TEXT_ONLY, STRANGER)]
         return {name: metrics.ratio_of_means(self.ways[name].distances, base) for name in painted}
 
     def as_json(self) -> dict[str, Any]:

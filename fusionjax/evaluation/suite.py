@@ -26,9 +26,11 @@ from fusionjax.identity import Identity
 from fusionjax.pipeline import FusionPipeline, Picture, Settings
 
 PROMPTED = ("expression", "clothes", "clothes_color", "background")
-PHOTOS = 3
 Pixels = UInt8[np.ndarray, "h w 3"]
 Progress = Callable[[str, int, int], None]
+
+
+_LEAST = {"people": 2, "prompts": 1, "pairs": 0, "photos": 1, "batch_size": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Suite:
         people: Test people.
         prompts: Prompts for each; every fourth asks for a style.
         pairs: Pictures of two people.
+        photos: Photos of each person in the comparison of one photo with several; 1 leaves it out.
         steps: Steps of the sampler.
         guidance_scale: Of the classifier-free guidance.
         face_strength: λ of the faces.
@@ -50,6 +53,7 @@ class Suite:
     people: int = 24
     prompts: int = 4
     pairs: int = 16
+    photos: int = 3
     steps: int = 20
     guidance_scale: float = 5.0
     face_strength: float = 1.0
@@ -58,7 +62,7 @@ class Suite:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("people", 2), ("prompts", 1), ("pairs", 0), ("batch_size", 1)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
@@ -100,7 +104,7 @@ class Cases:
 
     Attributes:
         people: The test people.
-        photos: `PHOTOS` drawn photos of each person, in plain style.
+        photos: Drawn photos of each person, in plain style.
         cases: For each person the same number of cases.
         pairs: Pictures of two people.
     """
@@ -132,7 +136,7 @@ def make_cases(suite: Suite, pixels: int) -> Cases:
         rng = np.random.default_rng([suite.seed, 1, index])
         photos[person] = [
             mini_world.draw(person, mini_world.random_circumstance(rng, style="plain"), pixels)
-            for _ in range(PHOTOS)
+            for _ in range(suite.photos)
         ]
         stranger = people[(index + 1) % len(people)]
         own = []
@@ -180,7 +184,7 @@ def encode_people(
     Args:
         pipe: With an adapter.
         cases: The people and their photos.
-        photos: How many photos of each, at most `PHOTOS`.
+        photos: How many photos of each, at most all that were drawn.
         progress: Called with a stage, how many people are done, and of how many.
 
     Returns:
