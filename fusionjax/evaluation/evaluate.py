@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from fusionjax.base import BaseModel
+from fusionjax.checkpoint import base_source
 from fusionjax.errors import UserError
 from fusionjax.evaluation import report
 from fusionjax.evaluation import suite as suites
@@ -45,7 +46,8 @@ def evaluate(
     """
     judge = Recogniser.from_pretrained(recogniser)
     if fusion == NO_FUSION:
-        pipe = FusionPipeline(BaseModel.from_pretrained(base or MINI_BASE))
+        source = MINI_BASE if base is None else base_source(base)
+        pipe = FusionPipeline(BaseModel.from_pretrained(source))
     else:
         pipe = FusionPipeline.from_pretrained(base, fusion)
     return run(suite, pipe, judge, fusion=fusion, other=_other(pipe, decoupled), progress=progress)
