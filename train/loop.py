@@ -177,7 +177,7 @@ def _check_batch(config: RunConfig, devices: int) -> None:
 
 def _initial(config: RunConfig, objective: Objective, key: jax.Array) -> Any:
     """Fresh weights, or another run's averaged ones."""
-    fresh = objective.init(key)
+    fresh = objective.init(key, objective.frozen)
     if config.init_from is None:
         return fresh
     checkpoints, step = latest_run_step(config.init_from)

@@ -30,7 +30,13 @@ def main(arguments: list[str]) -> int:
     from fusionjax.errors import UserError
 
     try:
-        config = read_config(arguments)
+        trial = "--dry-run" in arguments
+        config = read_config([a for a in arguments if a != "--dry-run"])
+        if trial:
+            from train.dry_run import dry_run, report
+
+            print(report(config, dry_run(config)))
+            return 0
         _join(config)
         from train.loop import run
 

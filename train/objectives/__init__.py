@@ -28,7 +28,10 @@ class Objective(Protocol):
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """One example as arrays of fixed shapes, ready to be batched."""
 
-    def init(self, key: jax.Array) -> Params:
+    def batch_shapes(self) -> dict[str, Any]:
+        """The shapes of a batch, for dry runs."""
+
+    def init(self, key: jax.Array, frozen: Any) -> Params:
         """Fresh trainable weights, float32."""
 
     def loss(
@@ -49,8 +52,16 @@ class Objective(Protocol):
         """The command to type after the run."""
 
 
-def make_objective(config: RunConfig, mesh: Mesh) -> Objective:
+def make_objective(config: RunConfig, mesh: Mesh, *, abstract: bool = False) -> Objective:
     """Builds the objective of a run; loads what it is trained on top of.
+
+    Args:
+        config: the run.
+        mesh: where it will run.
+        abstract: shapes only, for a dry run; no weights and no data are read.
+
+    Returns:
+        The objective.
 
     Raises:
         UserError: if something that the run names is missing or does not fit.
@@ -62,7 +73,9 @@ def make_objective(config: RunConfig, mesh: Mesh) -> Objective:
     if isinstance(config, AdapterRun):
         from train.objectives.adapter import AdapterObjective
 
-        return AdapterObjective(config, mesh)
+        return AdapterObjective(config, mesh, abstract=abstract)
+    if abstract:
+        raise UserError("only a run that trains an adapter can be tried with --dry-run")
     if isinstance(config, BaseRun):
         from train.objectives.base_model import BaseModelObjective
 

@@ -20,6 +20,7 @@ from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import save_adapter
 from fusionjax.schedulers import plan
 from fusionjax.unet import FusionUNet
+from train.abstract_base import abstract_base
 from train.config import AdapterRun
 from train.grids import tile
 from train.latents import cached_latents
@@ -36,11 +37,23 @@ DTYPES: dict[str, Any] = {
 class AdapterObjective:
     """See `train.objectives.Objective`."""
 
-    def __init__(self, config: AdapterRun, mesh: Mesh) -> None:
+    def __init__(self, config: AdapterRun, mesh: Mesh, *, abstract: bool = False) -> None:
+        """Loads the base.
+
+        Args:
+            config: the run.
+            mesh: where it will run.
+            abstract: load shapes only, for a dry run.
+        """
         self.config = config
         self._mesh = mesh
         self._dtype = DTYPES[config.precision]
-        self.base = BaseModel.from_pretrained(base_source(config.base), dtype=self._dtype)
+        source = base_source(config.base)
+        self.base = (
+            abstract_base(source, self._dtype)
+            if abstract
+            else BaseModel.from_pretrained(source, dtype=self._dtype)
+        )
         self.fusion = FusionUNet(
             self.base.unet,
             config.fusion,
@@ -49,7 +62,10 @@ class AdapterObjective:
             mesh=mesh if mesh.size > 1 else None,
         )
         self.frozen: Any = {name: self.base.params[name] for name in ("unet", "text_encoder")}
-        self._empty = jnp.asarray(self.base.tokenize([""]))
+        length = self.base.text_encoder.config.max_position_embeddings
+        self._empty = (
+            jnp.zeros((1, length), jnp.int32) if abstract else jnp.asarray(self.base.tokenize([""]))
+        )
         self._plan = plan(self.base.schedule, "ddim", 20)
         self._paint = jax.jit(self._paint_)
 
@@ -86,8 +102,26 @@ class AdapterObjective:
             ),
         }
 
-    def init(self, key: jax.Array) -> Params:
-        return self.fusion.init(key, self.frozen["unet"])
+    def batch_shapes(self) -> dict[str, Any]:
+        """What `make` gives, batched."""
+        unet, count, most = self.base.unet, self.config.batch_size, self.config.references
+        grid = (unet.sample_size, unet.sample_size)
+        shapes = {
+            "latents": (*grid, unet.in_channels),
+            "tokens": self._empty.shape[1:],
+            "references": (most, *grid, unet.in_channels),
+            "present": (most,),
+            "weight": grid,
+        }
+        return {
+            name: jax.ShapeDtypeStruct(
+                (count, *shape), jnp.int32 if name == "tokens" else jnp.float32
+            )
+            for name, shape in shapes.items()
+        }
+
+    def init(self, key: jax.Array, frozen: Any) -> Params:
+        return self.fusion.init(key, frozen["unet"])
 
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array

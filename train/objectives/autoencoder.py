@@ -64,7 +64,13 @@ class AutoencoderObjective:
             crop = crop[:, ::-1]
         return {"image": to_unit(crop)}
 
-    def init(self, key: jax.Array) -> Params:
+    def batch_shapes(self) -> dict[str, Any]:
+        side = self.config.crop_px
+        shape = (self.config.batch_size, side, side, 3)
+        return {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+    def init(self, key: jax.Array, frozen: Any) -> Params:
+        del frozen
         params = self.model.init_weights(key)
         # A start at which the branches add nothing learns several times faster: gradients reach
         # the latents through the shortcuts alone. The lower half of quant_conv's outputs is the

@@ -60,7 +60,16 @@ class BaseModelObjective:
         del rng
         return {"latents": example["latents"], "tokens": example["tokens"]}
 
-    def init(self, key: jax.Array) -> Params:
+    def batch_shapes(self) -> dict[str, Any]:
+        count, unet = self.config.batch_size, self.base.unet
+        grid = (unet.sample_size, unet.sample_size, unet.in_channels)
+        return {
+            "latents": jax.ShapeDtypeStruct((count, *grid), jnp.float32),
+            "tokens": jax.ShapeDtypeStruct((count, self._empty.shape[1]), jnp.int32),
+        }
+
+    def init(self, key: jax.Array, frozen: Any) -> Params:
+        del frozen
         unet_key, text_key = jax.random.split(key)
         ids = jnp.zeros((1, self._empty.shape[1]), jnp.int32)
         return {

@@ -1,0 +1,84 @@
+"""A base model without weights: shapes only, for dry runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fusionjax.base import BaseModel
+from fusionjax.diffusion import NoiseSchedule
+from fusionjax.interop import configs
+
+# Stable Diffusion 1.5, where the named base is not on this machine.
+_SD15: dict[str, dict[str, Any]] = {
+    "unet": {
+        "sample_size": 64,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "layers_per_block": 2,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+    "vae": {
+        "sample_size": 512,
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": 32,
+        "scaling_factor": 0.18215,
+    },
+    "text_encoder": {
+        "model_type": "clip_text_model",
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+    },
+}
+
+
+def abstract_base(source: str, dtype: Any) -> BaseModel:
+    """The modules of a base model and the shapes of its weights.
+
+    Args:
+        source: a diffusers folder; anything else stands for Stable Diffusion 1.5.
+        dtype: of weights and computation.
+
+    Returns:
+        A model whose parameters are `jax.ShapeDtypeStruct`s and that has no tokenizer.
+    """
+    folder = Path(source)
+    is_here = (folder / "unet" / "config.json").is_file()
+
+    def config(part: str) -> dict[str, Any]:
+        return configs.read_json(folder / part / "config.json") if is_here else _SD15[part]
+
+    unet: Any = configs.unet_from_config(config("unet"), "unet", dtype)
+    vae: Any = configs.vae_from_config(config("vae"), "vae", dtype)
+    text: Any = configs.text_encoder_from_config(config("text_encoder"), "text_encoder", dtype)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    ids = jax.ShapeDtypeStruct((1, text.config.max_position_embeddings), jnp.int32)
+    shapes = {
+        "unet": jax.eval_shape(unet.init_weights, key),
+        "vae": jax.eval_shape(vae.init_weights, key),
+        "text_encoder": jax.eval_shape(text.init, key, ids, ids, ids)["params"],
+    }
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    return BaseModel(
+        tokenizer=None,  # type: ignore[arg-type]
+        text_encoder=text,
+        vae=vae,
+        unet=unet,
+        params=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes),
+        schedule=NoiseSchedule.from_config(json.loads(schedule.read_text()))
+        if schedule.is_file()
+        else NoiseSchedule(),
+        source=source,
+    )
