@@ -220,7 +220,12 @@ def fit(
 
 
 def train_face(
-    pictures: Pictures, steps: int, batch: int, seed: int, report: Callable[[int, float], None]
+    pictures: Pictures,
+    steps: int,
+    batch: int,
+    seed: int,
+    report: Callable[[int, float], None],
+    start: Any = None,
 ) -> Any:
     """Trains `FaceNet`; line art, which shows no colours, is left out.
 
@@ -258,11 +263,19 @@ def train_face(
         centres = sum(params["traits"][trait][choices] for trait, choices in own.items())
         return jnp.mean(margin_loss(embed(params["face"], crops), centres, people))
 
-    return fit(loss, params, batches(), steps, 2e-3, report)["face"]
+    if start is not None:
+        params["face"] = start
+    rate = 2e-3 if start is None else 1e-3
+    return fit(loss, params, batches(), steps, rate, report)["face"]
 
 
 def train_reader(
-    pictures: Pictures, steps: int, batch: int, seed: int, report: Callable[[int, float], None]
+    pictures: Pictures,
+    steps: int,
+    batch: int,
+    seed: int,
+    report: Callable[[int, float], None],
+    start: Any = None,
 ) -> Any:
     """Trains `ReaderNet` on whole pictures."""
     rng = np.random.default_rng([seed, 1])
@@ -286,7 +299,10 @@ def train_reader(
         logits = read_logits(params, images)
         return jnp.mean(jnp.stack([known_loss(logits[name], labels[name]) for name in labels]))
 
-    return fit(loss, params, batches(), steps, 2e-3, report)
+    if start is not None:
+        params = start
+    rate = 2e-3 if start is None else 1e-3
+    return fit(loss, params, batches(), steps, rate, report)
 
 
 @dataclass(frozen=True)
@@ -362,6 +378,7 @@ def train_recogniser(
     batch: int = 48,
     seed: int = 0,
     networks: Sequence[str] = ("face", "reader"),
+    go_on: bool = False,
     report: Callable[[str, int, float], None] = lambda name, step, loss: None,
 ) -> dict[str, Any]:
     """Trains both networks, measures them, and writes `recogniser.safetensors` and `report.json`.
@@ -373,6 +390,7 @@ def train_recogniser(
         batch: Pictures a step.
         seed: Of the weights, the order and the changes to the pictures.
         networks: Which are trained; the other is taken from the output folder.
+        go_on: Start from the networks in the output folder, at half the learning rate.
         report: Called with the network's name, the step and the loss.
 
     Returns:
@@ -385,15 +403,19 @@ def train_recogniser(
     path = Path(output) / FILE_NAME
     face: Any = {}
     reader: Any = {}
-    if set(networks) != {"face", "reader"}:
+    if go_on or set(networks) != {"face", "reader"}:
         before = Recogniser.from_pretrained(path)
         face, reader = before.face_params, before.reader_params
     if "face" in networks:
-        face = train_face(train, steps, batch, seed, lambda step, loss: report("face", step, loss))
+        start = face if go_on else None
+        face = train_face(
+            train, steps, batch, seed, lambda step, loss: report("face", step, loss), start
+        )
         Recogniser(face, reader, 0.5, {}).save(path)
     if "reader" in networks:
+        start = reader if go_on else None
         reader = train_reader(
-            train, steps, batch, seed, lambda step, loss: report("reader", step, loss)
+            train, steps, batch, seed, lambda step, loss: report("reader", step, loss), start
         )
     recogniser = Recogniser(face, reader, 0.5, {})
     threshold = best_threshold(make_pairs(recogniser, load_pictures(folder, "validation"), "plain"))
@@ -434,6 +456,9 @@ def main(argv: list[str] | None = None) -> None:
         default=["face", "reader"],
         help="which are trained; the other is taken from the output folder",
     )
+    parser.add_argument(
+        "--go-on", action="store_true", help="start from the networks in the output folder"
+    )
     args = parser.parse_args(argv)
 
     def report(name: str, step: int, loss: float) -> None:
@@ -447,6 +472,7 @@ def main(argv: list[str] | None = None) -> None:
             batch=args.batch,
             seed=args.seed,
             networks=args.networks,
+            go_on=args.go_on,
             report=report,
         )
     except UserError as error:
