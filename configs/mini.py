@@ -22,5 +22,5 @@ config = AdapterRun(
     data=DataConfig(folder="data/mini_faces_small", build_people=1200),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, ema_decay=0.98),
     checkpoint=CheckpointConfig(every_steps=100),
-    validation=ValidationConfig(every_steps=100, examples=64, grid_rows=2),
+    validation=ValidationConfig(every_steps=200, examples=64, grid_rows=2),
 )

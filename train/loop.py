@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -65,7 +66,9 @@ def run(config: RunConfig) -> Path:
     state = jax.device_put(init_state(params, optimizer, config.precision), replicated(mesh))
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last)
     if going_on and (latest := checkpoints.latest()) is not None:
-        state, position = checkpoints.restore(latest, state)
+        restored, position = checkpoints.restore(latest, state)
+        # The step gives its state's memory back to XLA; what Orbax read is not XLA's to reuse.
+        state = jax.tree.map(jnp.copy, restored)
         batches.seek(position)
 
     # ---- The step, compiled with its shardings ----
@@ -186,7 +189,7 @@ def _initial(config: RunConfig, objective: Objective, key: jax.Array) -> Any:
     other.close()
     if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, fresh):
         raise UserError(f"init_from is {config.init_from!r}; its weights have other shapes")
-    return given
+    return jax.tree.map(jnp.array, given)
 
 
 def _validation_batches(config: RunConfig, objective: Objective) -> list[dict[str, np.ndarray]]:

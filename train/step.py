@@ -67,14 +67,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def init_state(
     params: Params, optimizer: optax.GradientTransformation, precision: Precision
 ) -> TrainState:
-    """The state before the first step; the average starts at the parameters."""
+    """The state before the first step; the average starts at the parameters.
+
+    Everything is copied: the step gives the state's memory back, and kf and vf may begin as the
+    very arrays of the frozen weights.
+    """
 
     def zero() -> jax.Array:  # each its own buffer, since the state is donated
         return jnp.zeros((), jnp.int32)
 
     return TrainState(
         step=zero(),
-        params=params,
+        params=jax.tree.map(jnp.copy, params),
         ema=jax.tree.map(jnp.copy, params),
         optimizer=optimizer.init(params),
         loss_scale=jnp.float32(2.0**15 if precision == "float16" else 1.0),
