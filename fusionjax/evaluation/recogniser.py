@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -228,7 +228,7 @@ class Recogniser:
 
     @cached_property
     def _read(self) -> Any:
-        def read(images: Float[Array, "b h w 3"]) -> Float[Array, "b attributes"]:
+        def read(images: Float[Array, "b h w 3"]) -> Int[Array, "b attributes"]:
             logits = read_logits(self.reader_params, images)
             return jnp.stack([logits[name].argmax(-1) for name in ATTRIBUTES], axis=-1)
 

@@ -376,7 +376,7 @@ def measure_pairs(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixel
     Returns:
         The measurements.
     """
-    boxes = mini_world.scene_boxes(2)
+    boxes = mini_world.scene_boxes(2).tolist()
     found = np.stack([recogniser.embed(pictures, [box] * len(pictures)) for box in boxes], axis=1)
     photos = [cases.photos[person][0] for pair in cases.pairs for person in pair.people]
     people = recogniser.embed(photos, [TYPICAL_BOX] * len(photos)).reshape(found.shape)

@@ -30,6 +30,7 @@ from fusionjax.evaluation.recogniser import (
     ATTRIBUTES,
     CROP_PIXELS,
     FILE_NAME,
+    READER_PIXELS,
     TYPICAL_BOX,
     FaceNet,
     ReaderNet,
@@ -285,8 +286,8 @@ def train_reader(
             chosen = rng.choice(len(pictures.images), batch, replace=False)
             images = []
             for index in chosen:
-                grow = rng.uniform(-0.03, 0.03, 4)
-                whole = crop_face(pictures.images[index], grow + np.array([0, 0, 1, 1]), 96)
+                box = (rng.uniform(-0.03, 0.03, 4) + (0, 0, 1, 1)).tolist()
+                whole = crop_face(pictures.images[index], box, READER_PIXELS)
                 images.append(roughened(whole, rng))
             labels = {name: values[chosen] for name, values in pictures.labels.items()}
             yield as_input(np.stack(images)), labels
