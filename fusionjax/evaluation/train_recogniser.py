@@ -286,7 +286,8 @@ def train_reader(
             chosen = rng.choice(len(pictures.images), batch, replace=False)
             images = []
             for index in chosen:
-                box = (rng.uniform(-0.03, 0.03, 4) + (0, 0, 1, 1)).tolist()
+                ymin, xmin, ymax, xmax = rng.uniform(-0.03, 0.03, 4).tolist()
+                box = (ymin, xmin, ymax + 1, xmax + 1)
                 whole = crop_face(pictures.images[index], box, READER_PIXELS)
                 images.append(roughened(whole, rng))
             labels = {name: values[chosen] for name, values in pictures.labels.items()}
