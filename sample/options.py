@@ -92,7 +92,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     if values.pop("no_face", False):
         if people:
             raise UserError("--face and --no-face are both given")
-        people = {"people": []}
+        people = {"people": []}  # nobody is not the same as nobody named
     sources = [name for name in ("scene", "requests", "source") if name in options]
     if len(sources) > 1:
         flags = [f"--{name}".replace("--source", "--from") for name in sources]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import fusionjax
 from fusionjax.errors import UserError
 from sample import files
 from sample.job import Job, Person
@@ -46,18 +47,23 @@ def run(options: Options) -> int:
         raise UserError("--depth-from is given without --controlnet")
     if options.requests is not None:
         return _run_requests(options, job)
-    _run_job(options, _completed(job, options.given))
+    if within is None:
+        job = _with_embedded_face(job, options.given)
+    _run_job(options, _completed(job))
     return 0
 
 
-def _completed(job: Job, given: dict[str, Any]) -> Job:
+def _with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
+    """The embedded model paints an embedded person, unless somebody or nobody is named."""
+    if job.base is None and job.fusion is None and not job.people and "people" not in given:
+        faces = sorted((Path(fusionjax.__file__).parent / "assets" / "faces").glob("*.png"))
+        job = dataclasses.replace(job, people=(Person(faces=(str(faces[0]),)),))
+    return job
+
+
+def _completed(job: Job) -> Job:
     """The job with what the embedded model paints by default; nothing is added to another's."""
     if job.base is None and job.fusion is None:
-        from fusionjax.pipeline import ASSETS
-
-        if not job.people and "people" not in given and not job.prompt:
-            first = sorted((ASSETS / "faces").glob("*.png"))[:1]
-            job = dataclasses.replace(job, people=(Person(faces=tuple(map(str, first))),))
         if job.prompt is None:
             job = dataclasses.replace(job, prompt=MINI_PROMPT)
         if job.guidance_scale is None:
