@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
@@ -75,6 +76,9 @@ class Checkpoints:
             position: the data's position in this process.
             validation_loss: of exactly these weights, if known; decides which is the best.
         """
+        # Writing goes on beside the next steps, which give the state's memory back to XLA; on a
+        # CPU Orbax would read that very memory.
+        state = jax.tree.map(jnp.copy, state)
         self._manager.save(
             step,
             args=ocp.args.Composite(

@@ -1,10 +1,12 @@
 """A run from top to bottom: data, devices, state, steps, the end."""
 
+import contextlib
 import datetime
 import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,31 +86,31 @@ def run(config: RunConfig) -> Path:
     done = int(state.step)
     watch = Watch(folder, steps=config.steps, done=done, enabled=writes)
     held_out = _validation_batches(config, objective)
-    stop = _stop_on_sigterm()
     clock = _Clock()
-    while done < config.steps and not stop.is_set():
-        with clock.waiting():
-            batch = put_batch(mesh, next(batches))
-        state, metrics = train_step(state, frozen, batch, step_key)
-        done += 1
+    with _sigterm_sets(threading.Event()) as stop:
+        while done < config.steps and not stop.is_set():
+            with clock.waiting():
+                batch = put_batch(mesh, next(batches))
+            state, metrics = train_step(state, frozen, batch, step_key)
+            done += 1
 
-        if done % config.log_every_steps == 0 or done == config.steps:
-            values = scalars(metrics) | clock.read(config.batch_size)
-            _stop_if_hopeless(config, values, done)
-            watch.metrics(done, values)
-            watch.step({"loss": f"{values['loss']:.4f}", "img/s": f"{values['images_s']:.1f}"})
-        else:
-            watch.step()
+            if done % config.log_every_steps == 0 or done == config.steps:
+                values = scalars(metrics) | clock.read(config.batch_size)
+                _stop_if_hopeless(config, values, done)
+                watch.metrics(done, values)
+                watch.step({"loss": f"{values['loss']:.4f}", "img/s": f"{values['images_s']:.1f}"})
+            else:
+                watch.step()
 
-        held_out_loss = None
-        if done % config.validation.every_steps == 0 or done == config.steps:
-            values = _validation_loss(validate, state.ema, frozen, held_out)
-            watch.metrics(done, values, group="validation")
-            held_out_loss = values["loss"]
-            watch.grid(done, objective.grid(jax.device_get(state.ema)))
-            clock.restart()
-        if done % config.checkpoint.every_steps == 0 or done == config.steps:
-            checkpoints.save(done, state, batches.position(), held_out_loss)
+            held_out_loss = None
+            if done % config.validation.every_steps == 0 or done == config.steps:
+                values = _validation_loss(validate, state.ema, frozen, held_out)
+                watch.metrics(done, values, group="validation")
+                held_out_loss = values["loss"]
+                watch.grid(done, objective.grid(jax.device_get(state.ema)))
+                clock.restart()
+            if done % config.checkpoint.every_steps == 0 or done == config.steps:
+                checkpoints.save(done, state, batches.position(), held_out_loss)
 
     # ---- The end ----
     if stop.is_set() and checkpoints.latest() != done:
@@ -225,12 +227,17 @@ def _stop_if_hopeless(config: RunConfig, values: dict[str, float], done: int) ->
         )
 
 
-def _stop_on_sigterm() -> threading.Event:
-    """Set by SIGTERM: the loop saves and ends."""
-    stop = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    return stop
+@contextlib.contextmanager
+def _sigterm_sets(event: threading.Event) -> Iterator[threading.Event]:
+    """SIGTERM sets the event, so that the loop saves and ends; afterwards it is as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Clock:
