@@ -53,9 +53,13 @@ def run(options: Options) -> int:
     return 0
 
 
+def _is_embedded(job: Job) -> bool:
+    return job.base in (None, "mini") and job.fusion is None
+
+
 def _with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
     """The embedded model paints an embedded person, unless somebody or nobody is named."""
-    if job.base is None and job.fusion is None and not job.people and "people" not in given:
+    if _is_embedded(job) and not job.people and "people" not in given:
         faces = sorted((Path(fusionjax.__file__).parent / "assets" / "faces").glob("*.png"))
         job = dataclasses.replace(job, people=(Person(faces=(str(faces[0]),)),))
     return job
@@ -63,7 +67,7 @@ def _with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
 
 def _completed(job: Job) -> Job:
     """The job with what the embedded model paints by default; nothing is added to another's."""
-    if job.base is None and job.fusion is None:
+    if _is_embedded(job):
         if job.prompt is None:
             job = dataclasses.replace(job, prompt=MINI_PROMPT)
         if job.guidance_scale is None:
@@ -301,7 +305,7 @@ class _Waiting(NamedTuple):
 
 def _run_requests(options: Options, within: Job) -> int:
     assert options.requests is not None
-    if within.base is None and within.fusion is None and within.guidance_scale is None:
+    if _is_embedded(within) and within.guidance_scale is None:
         within = dataclasses.replace(within, guidance_scale=MINI_GUIDANCE)
     requests = list(files.read_requests(options.requests, within))
     if not requests:
