@@ -215,6 +215,7 @@ def test_verification_accuracy_by_hand():
     assert train_recogniser.accuracy(pairs, 0.5) == pytest.approx(0.875)
 
 
+@pytest.mark.slow
 def test_a_recogniser_can_be_trained_on_a_few_people(tmp_path):
     mini_faces.build(tmp_path / "faces", people=8, pictures_per_person=1, scenes=0, processes=1)
     told = []
@@ -249,6 +250,7 @@ def test_cases_are_of_test_people_and_grow_at_the_end():
         suite.Suite(people=1)
 
 
+@pytest.mark.slow
 def test_the_suite_paints_measures_and_reports_the_same_twice(tmp_path):
     told = []
     results, sheets = evaluate.run(

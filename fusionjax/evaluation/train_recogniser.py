@@ -252,7 +252,7 @@ def train_face(
     keys = jax.random.split(jax.random.key(seed), 1 + len(TRAITS))
     net = FaceNet()
     params = {
-        "face": net.init(keys[0], jnp.zeros((1, CROP_PIXELS, CROP_PIXELS, 3)))["params"],
+        "face": jax.jit(net.init)(keys[0], jnp.zeros((1, CROP_PIXELS, CROP_PIXELS, 3)))["params"],
         "traits": {
             trait: jax.random.normal(key, (len(choices), net.dim)) / net.dim**0.5
             for key, (trait, choices) in zip(keys[1:], TRAITS.items(), strict=True)
@@ -294,7 +294,7 @@ def train_reader(
             yield as_input(np.stack(images)), labels
 
     net = ReaderNet()
-    params = net.init(jax.random.key(seed + 1), jnp.zeros((1, 96, 96, 3)))["params"]
+    params = jax.jit(net.init)(jax.random.key(seed + 1), jnp.zeros((1, 96, 96, 3)))["params"]
 
     def loss(params: Any, batch: Any) -> Float[Array, ""]:
         images, labels = batch
