@@ -280,7 +280,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
-        limits = f"≥ {low:g}" if math.isinf(high) else f"in {low:g}..{high:g}"
+        limits = f"≥ {low:g}" if math.isinf(high) else f"in {low:.10g}..{high:.10g}"
         raise UserError(f"{name} is {value:g}; it must be {limits}")
 
 
