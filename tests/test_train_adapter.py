@@ -167,8 +167,8 @@ def test_a_run_from_start_to_end(config, shelf):
     )
     adapter = load_adapter(folder)
     size = sum(x.nbytes for x in jax.tree.leaves(adapter.params))
-    assert written < 5 * size + 200_000
-    assert sum(x.nbytes for x in jax.tree.leaves(base.params)) > 5 * size
+    assert written < 5 * size + 500_000  # Orbax's own files take some room
+    assert sum(x.nbytes for x in jax.tree.leaves(base.params)) > 5 * size + 500_000
 
     # The averaged weights of the last step, wherever they are loaded from.
     assert adapter.base_fingerprint == base.fingerprint
