@@ -98,7 +98,7 @@ def read_logits(
 
 
 def crop_face(
-    image: UInt8[np.ndarray, "h w 3"], box: Sequence[float], pixels: int = CROP_PIXELS
+    image: UInt8[np.ndarray, "h w 3"], box: Sequence[float] | np.ndarray, pixels: int = CROP_PIXELS
 ) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Cuts a box out of a picture and resizes it; outside the picture, its edge goes on.
 
@@ -189,7 +189,9 @@ class Recogniser:
         save_file(tensors, str(path), metadata={"recogniser": notes})
 
     def embed(
-        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], boxes: Sequence[Sequence[float]]
+        self,
+        images: Sequence[UInt8[np.ndarray, "h w 3"]],
+        boxes: Sequence[Sequence[float] | np.ndarray],
     ) -> Float[np.ndarray, "b d"]:
         """Turns heads into unit vectors.
 

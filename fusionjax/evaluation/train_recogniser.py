@@ -350,7 +350,7 @@ def make_pairs(
 def best_threshold(pairs: Pairs) -> float:
     """The distance that separates the pairs with the fewest mistakes."""
     candidates = np.sort(np.concatenate([pairs.same, pairs.different]))
-    accuracies = [accuracy(pairs, threshold) for threshold in candidates]
+    accuracies = [accuracy(pairs, float(threshold)) for threshold in candidates]
     best = np.flatnonzero(np.asarray(accuracies) == np.max(accuracies))
     return float(candidates[best[len(best) // 2]])
 
