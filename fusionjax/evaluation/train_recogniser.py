@@ -429,7 +429,9 @@ def train_recogniser(
         "threshold": threshold,
         "verification_accuracy": accuracy(plain, threshold),
         "verification_accuracy_with_styles": accuracy(styled, threshold),
-        "told_apart_with_one_trait_different": float((plain.alike >= threshold).mean()),
+        "told_apart_with_one_trait_different": (
+            float((plain.alike >= threshold).mean()) if len(plain.alike) else None
+        ),
         "distance_same_person": float(plain.same.mean()),
         "distance_different_people": float(plain.different.mean()),
         "attributes_read": reading_accuracy(recogniser, test),
