@@ -136,7 +136,8 @@ class Literal:
         self.alphas = torch.from_numpy(NoiseSchedule().alphas_cumprod.copy())
         self.states: dict[str, torch.Tensor] = {}
         self.looking = False
-        processors = dict(models.unet.attn_processors)
+        self.original = models.unet.attn_processors
+        processors = dict(self.original)
         for name, pair in weights.items():
             kf, vf = (torch.from_numpy(np.array(pair[key]).T.copy()) for key in ("kf", "vf"))
             processors[f"{name}.processor"] = _Fuse(self, name, kf, vf)
@@ -151,7 +152,7 @@ class Literal:
 
     def remove(self) -> None:
         """Puts the base's own attention back."""
-        self.models.unet.set_default_attn_processor()
+        self.models.unet.set_attn_processor(dict(self.original))
 
 
 class _Fuse:
