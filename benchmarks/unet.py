@@ -4,12 +4,16 @@
     python benchmarks/unet.py --small     # a quick look, under a minute
 
 One process measures everything, so that ratios hold on a noisy machine: after a warm-up the
-variants take turns. Prints a Markdown table and writes JSON.
+variants take turns. Memory is given twice: the temporaries that XLA plans, and on Linux the
+resident memory above that before the step, because on a CPU some of XLA's kernels allocate scratch
+memory of their own. Prints a Markdown table and writes JSON.
 """
 
 import argparse
 import json
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +97,33 @@ def compile_program(function: Callable[..., Any], arguments: tuple[Any, ...]) ->
     }
 
 
+class ResidentPeak:
+    """The largest resident memory of this process inside a `with`, above that at its start."""
+
+    def __enter__(self) -> "ResidentPeak":
+        self._start = self.megabytes = _resident_megabytes()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.megabytes = max(self.megabytes, _resident_megabytes())
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.megabytes -= self._start
+
+
+def _resident_megabytes() -> float:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return float("nan")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def main() -> None:
     """Compiles all variants, times them in turns, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -114,7 +145,9 @@ def main() -> None:
     for turn in range(args.repeats + 1):
         for name, (_, arguments) in programs.items():
             start = time.perf_counter()
-            jax.block_until_ready(rows[name]["program"](*arguments))
+            with ResidentPeak() as peak:
+                jax.block_until_ready(rows[name]["program"](*arguments))
+            rows[name]["resident_mb"] = peak.megabytes
             if turn:
                 rows[name]["seconds"].append(time.perf_counter() - start)
         print(f"turn {turn} of {args.repeats} done", flush=True)
@@ -130,15 +163,16 @@ def main() -> None:
 def print_table(rows: dict[str, dict[str, Any]]) -> None:
     """A Markdown table; ratios are to diffusers' UNet and to ours without faces."""
     theirs, ours = list(rows.values())[:2]
-    print("\n| program | s a step | of diffusers' | of ours without faces | temporary MB "
-          "| of diffusers' | GFLOP | compile s |")  # fmt: skip
-    print("| --- " * 8 + "|")
+    print("\n| program | s a step | of diffusers' | of ours without faces | temporaries MB "
+          "| of diffusers' | resident MB | of diffusers' | GFLOP | compile s |")  # fmt: skip
+    print("| --- " * 10 + "|")
     for name, row in rows.items():
         print(
             f"| {name} | {row['seconds_a_step']:.2f} "
             f"| {row['seconds_a_step'] / theirs['seconds_a_step']:.2f} "
             f"| {row['seconds_a_step'] / ours['seconds_a_step']:.2f} "
             f"| {row['temporary_mb']:.0f} | {row['temporary_mb'] / theirs['temporary_mb']:.2f} "
+            f"| {row['resident_mb']:.0f} | {row['resident_mb'] / theirs['resident_mb']:.2f} "
             f"| {row['gflops']:.0f} | {row['compile_seconds']:.0f} |"
         )
 

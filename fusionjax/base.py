@@ -20,7 +20,6 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array as JaxArray
 from jaxtyping import Float, Int, Key
 from safetensors.numpy import save_file
-from transformers import CLIPTokenizer
 
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
@@ -40,7 +39,7 @@ class BaseModel:
     """A Stable Diffusion 1.x model: modules, parameters and what goes with them.
 
     Attributes:
-        tokenizer: turns prompts into token ids.
+        tokenizer: turns prompts into token ids; None where there are no weights either.
         text_encoder: the CLIP text encoder, a `FlaxCLIPTextModule`.
         vae: the autoencoder, a `FlaxAutoencoderKL`.
         unet: the denoiser, a `FlaxUNet2DConditionModel`; run it through `fusionjax.FusionUNet`.
@@ -50,7 +49,7 @@ class BaseModel:
         recorded_fingerprint: the fingerprint taken at load, before any rounding to another type.
     """
 
-    tokenizer: CLIPTokenizer
+    tokenizer: Any
     text_encoder: Any
     vae: Any
     unet: Any

@@ -242,10 +242,13 @@ class FusionUNet:
         Returns:
             hf for each layer, [b, r, k, D], in the UNet's dtype.
         """
+        _check_axes("latents", latents, "b r h w c", c=self.unet.in_channels)
         b, references, height, width, _ = latents.shape
         self._check_size(height, width)
         if timesteps is None:
             timesteps = jnp.zeros(b, jnp.int32)
+        _check_axes("timesteps", timesteps, "b", b=b)
+        _check_axes("text", text, "b t d", d=self.unet.cross_attention_dim)
         states: ReferenceStates = {}
 
         def capture(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
@@ -367,7 +370,7 @@ class FusionUNet:
         Raises:
             UserError: On latents that the UNet cannot halve.
         """
-        self._check_size(*latents.shape[1:3])
+        self._check_inputs(latents, timesteps, text)
 
         def fuse(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
             return self._attend(module, hidden, context, faces, name)
@@ -412,6 +415,7 @@ class FusionUNet:
             raise UserError(
                 "attention shares exist for fusion='concat', where one softmax is shared"
             )
+        self._check_inputs(latents, timesteps, text)
         height, width = latents.shape[1:3]
         shares: dict[str, Array] = {}
 
@@ -492,6 +496,13 @@ class FusionUNet:
                 out = jnp.concatenate([text_only, out])
         return module.proj_attn(out.reshape(*out.shape[:2], -1))
 
+    def _check_inputs(self, latents: Array, timesteps: Array, text: Array) -> None:
+        _check_axes("latents", latents, "b h w c", c=self.unet.in_channels)
+        b, height, width, _ = latents.shape
+        _check_axes("timesteps", timesteps, "b", b=b)
+        _check_axes("text", text, "b t d", b=b, d=self.unet.cross_attention_dim)
+        self._check_size(height, width)
+
     def _check_size(self, height: int, width: int) -> None:
         _check_halves(len(self.unet.down_block_types), height, width)
 
@@ -504,6 +515,7 @@ class FusionUNet:
         masks: Array | None,
         owner: Array | None,
     ) -> None:
+        _check_axes("strength", strength, "b r")
         if missing := [name for name in self.layers if name not in states]:
             raise UserError(
                 f"the reference states lack {len(missing)} of {len(self.layers)} layers, first "
@@ -525,6 +537,9 @@ class FusionUNet:
             raise UserError(
                 "masks are given without owner: say which identity each reference shows"
             )
+        b, references = strength.shape
+        _check_axes("masks", masks, "b i h w", b=b)
+        _check_axes("owner", owner, "b r", b=b, r=references)
         if masks.shape[2] % height or masks.shape[3] % width:
             raise UserError(
                 f"masks are {masks.shape[2]}×{masks.shape[3]} (height × width), no multiple of the "
@@ -641,6 +656,17 @@ def _level(path: tuple[str, ...], levels: int) -> int:
     if block.startswith("up_blocks_"):
         return levels - 1 - int(block.rpartition("_")[2])
     return levels - 1
+
+
+def _check_axes(name: str, array: Array, axes: str, **sizes: int) -> None:
+    """Raises UserError unless the array has these axes, some of them of a given size."""
+    wanted = axes.split()
+    shape = array.shape
+    if len(shape) != len(wanted) or any(
+        sizes.get(axis, size) != size for axis, size in zip(wanted, shape, strict=True)
+    ):
+        words = ", ".join(str(sizes.get(axis, axis)) for axis in wanted)
+        raise UserError(f"{name} has shape {tuple(shape)}; it must be [{words}]")
 
 
 def _check_halves(levels: int, height: int, width: int) -> None:

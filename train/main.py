@@ -1,7 +1,9 @@
 """The command line of `python -m train`."""
 
+import contextlib
 import difflib
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -61,6 +63,8 @@ def read_config(arguments: list[str]):  # type: ignore[no-untyped-def]
     """
     import tyro
 
+    from fusionjax.errors import UserError
+
     named = bool(arguments) and not arguments[0].startswith("-")
     path = _config_path(arguments[0] if named else "mini")
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
@@ -69,14 +73,22 @@ def read_config(arguments: list[str]):  # type: ignore[no-untyped-def]
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     default = module.config
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=arguments[1:] if named else arguments,
-        prog=f"python -m train {path}",
-        description=module.__doc__,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=arguments[1:] if named else arguments,
+                prog=f"python -m train {path}",
+                description=module.__doc__,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, UserError):  # a value that the configuration refuses
+            raise stopped.__context__ from None
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def _join(config) -> None:  # type: ignore[no-untyped-def]

@@ -66,6 +66,8 @@ def make_objective(config: RunConfig, mesh: Mesh, *, abstract: bool = False) -> 
     Raises:
         UserError: if something that the run names is missing or does not fit.
     """
+    if abstract and not isinstance(config, AdapterRun):
+        raise UserError("only a run that trains an adapter can be tried with --dry-run")
     if isinstance(config, AutoencoderRun):
         from train.objectives.autoencoder import AutoencoderObjective
 
@@ -74,8 +76,6 @@ def make_objective(config: RunConfig, mesh: Mesh, *, abstract: bool = False) -> 
         from train.objectives.adapter import AdapterObjective
 
         return AdapterObjective(config, mesh, abstract=abstract)
-    if abstract:
-        raise UserError("only a run that trains an adapter can be tried with --dry-run")
     if isinstance(config, BaseRun):
         from train.objectives.base_model import BaseModelObjective
 
