@@ -1,9 +1,8 @@
-"""An adapter for the embedded mini base model: the whole method in minutes, on a CPU.
+"""An adapter for the embedded mini base model: the whole method, on a CPU.
 
     python -m train
 
-Draws 5,000 pictures of the mini world (2 minutes on 2 cores), encodes them (1 minute) and trains
-kf and vf for 400 steps.
+Draws pictures of 1,200 people of the mini world, encodes them, and trains kf and vf for 400 steps.
 """
 
 from train.config import (
