@@ -5,7 +5,7 @@ to write them nor to read them. From the command line:
 
     python -m fusionjax.data.mini_faces data/mini_faces
 
-draws 12,000 training pictures in a few minutes. Read it with
+draws 15,000 training pictures in a few minutes. Read it with
 `tfds.builder_from_directory("data/mini_faces").as_data_source("train")`. Splits: `train`,
 `validation` and `test` hold pictures of one person each, and no person is in two of them; `scenes`
 holds pictures of two and three training people, and `train+scenes` reads both.
@@ -112,7 +112,7 @@ class MiniFaces(tfds.core.GeneratorBasedBuilder):
 def build(
     folder: str | os.PathLike[str],
     *,
-    people: int = 4000,
+    people: int = 5000,
     pictures_per_person: int = 3,
     scenes: int = 3000,
     seed: int = 0,

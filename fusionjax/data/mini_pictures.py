@@ -27,7 +27,7 @@ class Plan:
         seed: The same seed draws the same pictures.
     """
 
-    people: int = 4000
+    people: int = 5000
     pictures_per_person: int = 3
     scenes: int = 3000
     seed: int = 0
@@ -85,7 +85,7 @@ def draw_person(person: Person, index: int, plan: Plan) -> list[Example]:
 
 
 def draw_scene(index: int, plan: Plan) -> list[Example]:
-    """Draws one picture of two (in one of five cases three) training people.
+    """Draws one picture of two (in one of ten cases three) training people.
 
     Args:
         index: The scene's number.
@@ -97,7 +97,7 @@ def draw_scene(index: int, plan: Plan) -> list[Example]:
     """
     rng = np.random.default_rng([plan.seed, len(SPLITS), index])
     persons = [
-        mini_world.random_person(rng, "train") for _ in range(3 if rng.random() < 0.2 else 2)
+        mini_world.random_person(rng, "train") for _ in range(3 if rng.random() < 0.1 else 2)
     ]
     circumstances = [mini_world.random_circumstance(rng) for _ in persons]
     scene = mini_world.draw_scene(persons, circumstances, rng)

@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 
 from fusionjax.data.mini_world_places import PLACES, PLAIN_BACKGROUNDS, background_svg
 
-PICTURE_PIXELS = 96
+PICTURE_PIXELS = 64
 
 HAIR = {
     "bald": (avatars.HairType.NONE, "no hair"),
@@ -200,7 +200,7 @@ class Circumstance:
     """What changes from picture to picture.
 
     `clothes_color` is "" for clothes which have their own colours. `zoom` is the width of the view
-    in avatar units (226 is near, 248 is far); the shifts are in the same units.
+    in avatar units (228 is near, 238 is far); the shifts are in the same units.
     """
 
     expression: str = "neutral"
@@ -208,7 +208,7 @@ class Circumstance:
     clothes_color: str = "blue"
     background: str = "white"
     style: str = "plain"
-    zoom: float = 236.0
+    zoom: float = 233.0
     shift_x: float = 0.0
     shift_y: float = 0.0
 
@@ -326,7 +326,7 @@ def random_circumstance(rng: np.random.Generator, *, style: str | None = None) -
 
     Args:
         rng: The source of randomness.
-        style: One of `STYLES`; None draws one, "plain" in seven of ten.
+        style: One of `STYLES`; None draws one, "plain" in four of five.
 
     Returns:
         The circumstance.
@@ -338,16 +338,16 @@ def random_circumstance(rng: np.random.Generator, *, style: str | None = None) -
         if rng.random() < 0.6
         else _choose(rng, tuple(PLAIN_BACKGROUNDS))
     )
-    drawn_style = STYLES[rng.choice(len(STYLES), p=(0.7, 0.1, 0.1, 0.1))]
+    drawn_style = STYLES[rng.choice(len(STYLES), p=(0.82, 0.06, 0.06, 0.06))]
     return Circumstance(
         expression=_choose(rng, tuple(EXPRESSIONS)),
         clothes=clothes,
         clothes_color=color if clothes in COLORED_CLOTHES else "",
         background=place,
         style=style or drawn_style,
-        zoom=float(np.round(rng.uniform(226, 248), 1)),
-        shift_x=float(np.round(rng.uniform(-9, 9), 1)),
-        shift_y=float(np.round(rng.uniform(-6, 6), 1)),
+        zoom=float(np.round(rng.uniform(228, 238), 1)),
+        shift_x=float(np.round(rng.uniform(-4, 4), 1)),
+        shift_y=float(np.round(rng.uniform(-3, 3), 1)),
     )
 
 
@@ -424,8 +424,8 @@ def draw_scene(
     ):
         side = 1 / scale
         view = (
-            _MIDDLE_X + circumstance.shift_x / 2 - centre * side,
-            top + circumstance.shift_y / 2,
+            _MIDDLE_X + circumstance.shift_x - centre * side,
+            top + circumstance.shift_y,
             side,
         )
         figure = _figure(person, circumstance, view, pixels)
@@ -708,7 +708,7 @@ def _apply_style(image: Image.Image, style: str) -> UInt8[np.ndarray, "h w 3"]:
     if style == "watercolour":
         values = np.asarray(image.filter(ImageFilter.ModeFilter(3)), np.float32)
         height, width = values.shape[:2]
-        y, x = np.mgrid[:height, :width] * (PICTURE_PIXELS / height)
+        y, x = np.mgrid[:height, :width] * (96 / height)
         paper = (
             9 * np.sin(x * 0.31 + 2 * np.sin(y * 0.17)) * np.sin(y * 0.27 + 2 * np.sin(x * 0.13))
         )

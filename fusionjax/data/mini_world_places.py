@@ -30,11 +30,9 @@ def _dots(places: Iterable[tuple[int, int]], radius: float) -> str:
 
 def _garden() -> str:
     red, yellow, white = "#E8436E", "#F7D23E", "#FFFFFF"
-    flowers = [(6, 60, red), (17, 71, yellow), (8, 84, white), (28, 60, white)]
-    flowers += [(88, 61, yellow), (79, 72, red), (90, 84, white), (69, 59, red)]
+    flowers = [(7, 62, red), (15, 76, yellow), (89, 62, yellow), (81, 76, white)]
     shapes = [_box(0, 0, 96, 96, "#9ED8F5"), _box(0, 52, 96, 44, "#58B04B")]
-    for x, y, color in flowers:
-        shapes += [_disc(x, y, 3.4, color), _disc(x, y, 1.3, "#FFF3B0")]
+    shapes += [_disc(x, y, 4.5, color) for x, y, color in flowers]
     for x in (8, 88):
         shapes += [_disc(x, 34, 13, "#2E7D3A"), _box(x - 2, 44, 4, 12, "#7A4B2A")]
     return "".join(shapes)
@@ -42,8 +40,7 @@ def _garden() -> str:
 
 def _beach() -> str:
     sky, sun = _box(0, 0, 96, 96, "#8FD3F4"), _disc(82, 13, 8, "#FFD93B")
-    sea, foam = _box(0, 44, 96, 22, "#1E88C9"), _box(0, 44, 96, 2, "#FFFFFF")
-    return sky + sun + sea + foam + _box(0, 64, 96, 32, "#F2D79B")
+    return sky + sun + _box(0, 44, 96, 22, "#1E88C9") + _box(0, 64, 96, 32, "#F2D79B")
 
 
 def _city() -> str:
@@ -56,53 +53,38 @@ def _city() -> str:
         (80, 34, 18, near),
     ):
         shapes.append(_box(x, y, width, 96, color))
-        for row in range(y + 5, 90, 12):
-            shapes += [
-                _box(column, row, 4, 5, "#FFD95A") for column in range(x + 3, x + width - 4, 7)
-            ]
+        shapes += [_box(x + width / 2 - 3, row, 6, 7, "#FFD95A") for row in range(y + 6, 90, 18)]
     return "".join(shapes)
 
 
 def _snow() -> str:
-    flakes = [
-        (5, 8),
-        (20, 14),
-        (36, 6),
-        (60, 7),
-        (74, 10),
-        (90, 5),
-        (4, 30),
-        (92, 42),
-        (10, 50),
-        (60, 40),
-    ]
+    flakes = [(6, 10), (22, 16), (62, 9), (92, 8)]
     shapes = [
         _box(0, 0, 96, 96, "#C9E2F2"),
         _area("M-10 66 L16 22 L42 66 Z", "#7D93A8"),
-        _area("M16 22 L8 36 L14 33 L18 37 L24 36 Z", "#FFFFFF"),
+        _area("M16 22 L6 39 L26 39 Z", "#FFFFFF"),
         _area("M54 66 L82 18 L112 66 Z", "#7D93A8"),
-        _area("M82 18 L73 34 L80 31 L85 35 L92 34 Z", "#FFFFFF"),
+        _area("M82 18 L72 35 L92 35 Z", "#FFFFFF"),
         _box(0, 62, 96, 34, "#FFFFFF"),
-        _dots(flakes, 1.8),
+        _dots(flakes, 2.5),
     ]
     return "".join(shapes)
 
 
 def _library() -> str:
-    colors = ("#B5382E", "#2E6E8E", "#D9A441", "#3E7D4E", "#E8DCC0")
+    colors = ("#B5382E", "#2E6E8E", "#D9A441", "#3E7D4E")
     shapes = [_box(0, 0, 96, 96, "#6B4226")]
-    for y, shift in ((3, 0), (35, 2), (67, 4)):
-        for number, x in enumerate(range(1, 96, 10)):
-            shapes.append(_box(x, y, 9, 26, colors[(number + shift) % len(colors)]))
+    for y, shift in ((4, 0), (52, 2)):
+        for number, x in enumerate(range(0, 96, 12)):
+            shapes.append(_box(x, y, 12, 42, colors[(number + shift) % len(colors)]))
     return "".join(shapes)
 
 
 def _space() -> str:
-    stars = [(8, 8), (22, 18), (12, 32), (34, 5), (58, 8), (90, 44), (84, 62), (4, 76), (24, 62)]
-    stars += [(92, 80), (70, 40)]
-    ring = '<ellipse cx="80" cy="18" rx="19" ry="4" fill="none" stroke="#F3D9A6" stroke-width="2"/>'
-    planets = _disc(80, 18, 12, "#E0793B") + ring + _disc(8, 52, 9, "#4E8FD0")
-    return _box(0, 0, 96, 96, "#0B0B1E") + planets + _dots(stars, 1.5)
+    stars = [(9, 10), (24, 22), (58, 8), (88, 50), (6, 76), (90, 78)]
+    ring = '<ellipse cx="80" cy="18" rx="19" ry="4" fill="none" stroke="#F3D9A6" stroke-width="3"/>'
+    planets = _disc(80, 18, 12, "#E0793B") + ring + _disc(9, 50, 9, "#4E8FD0")
+    return _box(0, 0, 96, 96, "#0B0B1E") + planets + _dots(stars, 2.2)
 
 
 PLACES = {

@@ -31,7 +31,7 @@ from fusionjax.data.mini_world import CIRCUMSTANCES, TRAITS, Circumstance, face_
 from fusionjax.errors import UserError
 
 CROP_PIXELS = 64
-READER_PIXELS = 96
+READER_PIXELS = 64
 ATTRIBUTES: dict[str, tuple[str, ...]] = {**TRAITS, **CIRCUMSTANCES}
 # The head in the middle of all framings: where a picture of one person is cropped.
 TYPICAL_BOX = face_box(Circumstance(), clip=False)
