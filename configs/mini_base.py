@@ -13,13 +13,16 @@ from train.config import (
 
 config = BaseRun(
     name="mini_base",
-    steps=2600,
+    steps=3600,
     batch_size=32,
     block_out_channels=(64, 128, 192),
     layers_per_block=1,
     attention_levels=2,
+    attention_heads=4,
     data=DataConfig(folder="data/mini_faces", train_split="train+scenes"),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.998),
-    checkpoint=CheckpointConfig(every_steps=200),
-    validation=ValidationConfig(every_steps=250, examples=128, grid_rows=2),
+    optimizer=OptimizerConfig(
+        learning_rate=1.2e-3, warmup_steps=100, beta2=0.99, ema_decay=0.998
+    ),
+    checkpoint=CheckpointConfig(every_steps=100),
+    validation=ValidationConfig(every_steps=500, examples=128, grid_rows=2),
 )

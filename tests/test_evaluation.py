@@ -29,7 +29,7 @@ PERSON = Person("bob", "red", "pale", "none", "round")
 @functools.cache
 def _judge() -> Recogniser:
     """A recogniser with random weights."""
-    nets = {"face": (FaceNet(), 64), "reader": (ReaderNet(), 96)}
+    nets = {"face": (FaceNet(), 64), "reader": (ReaderNet(), recogniser.READER_PIXELS)}
     params = {}
     for name, (net, side) in nets.items():
         image = jnp.zeros((1, side, side, 3))
@@ -304,7 +304,7 @@ def test_the_base_alone_can_be_measured(tmp_path):
 
 
 def test_pairs_are_measured_where_their_heads_are():
-    cases = suite.make_cases(dataclasses.replace(TINY, people=6, pairs=5), 96)
+    cases = suite.make_cases(dataclasses.replace(TINY, people=6, pairs=5), mini_world.PICTURE_PIXELS)
     judge = Recogniser.from_pretrained()
     painted, exchanged = [], []
     for index, pair in enumerate(cases.pairs):

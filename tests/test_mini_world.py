@@ -9,6 +9,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from fusionjax.data import mini_faces, mini_tokenizer, mini_world
+from fusionjax.data.mini_world import PICTURE_PIXELS as PIXELS
 from fusionjax.data.mini_world import Circumstance, Person
 from fusionjax.errors import UserError
 
@@ -41,7 +42,7 @@ def test_drawn_people_are_of_the_split_and_differ():
 
 def test_the_same_seed_draws_the_same_picture_and_another_another():
     first = mini_world.draw(*_pair(5))
-    assert first.shape == (96, 96, 3)
+    assert first.shape == (PIXELS, PIXELS, 3)
     np.testing.assert_array_equal(first, mini_world.draw(*_pair(5)))
     assert (first != mini_world.draw(*_pair(6))).any()
 
@@ -155,11 +156,11 @@ def test_masks_cover_the_faces_and_do_not_overlap():
         people = [mini_world.random_person(rng, "train") for _ in range(number)]
         circumstances = [mini_world.random_circumstance(rng) for _ in range(number)]
         scene = mini_world.draw_scene(people, circumstances, rng)
-        assert scene.masks.shape == (number, 96, 96)
+        assert scene.masks.shape == (number, PIXELS, PIXELS)
         assert scene.masks.sum(axis=0).max() == 1
         assert scene.caption.count("on the left") == 1
         for mask, box in zip(scene.masks, scene.face_boxes, strict=True):
-            top, left, bottom, right = (box * 96).round().astype(int)
+            top, left, bottom, right = (box * PIXELS).round().astype(int)
             middle = mask[
                 (3 * top + bottom) // 4 : (top + 3 * bottom) // 4,
                 (3 * left + right) // 4 : (left + 3 * right) // 4,
@@ -167,7 +168,7 @@ def test_masks_cover_the_faces_and_do_not_overlap():
             assert middle.mean() > 0.97  # a curl of the next person may reach over
         for expected, box in zip(mini_world.scene_boxes(number), scene.face_boxes, strict=True):
             np.testing.assert_allclose(expected.clip(0, 1), box, atol=0.03)
-        regions = mini_world.scene_regions(number, 96)
+        regions = mini_world.scene_regions(number, PIXELS)
         assert (regions.sum(axis=0) == 1).all()
         for region, mask in zip(regions, scene.masks, strict=True):
             assert (region & mask).sum() > 0.6 * mask.sum()
@@ -177,10 +178,10 @@ def test_masks_cover_the_faces_and_do_not_overlap():
 
 def test_the_face_box_holds_the_head():
     person = Person("bald", "black", "pale", "none", "none")
-    circumstance = Circumstance(background="blue", shift_x=8.0, shift_y=-4.0, zoom=230.0)
+    circumstance = Circumstance(background="blue", shift_x=4.0, shift_y=-3.0, zoom=230.0)
     drawn = mini_world.draw(person, circumstance).astype(int)
     skin = np.abs(drawn - np.array([0xFF, 0xDF, 0xC4])).max(-1) < 12
-    top, left, bottom, right = np.array(mini_world.face_box(circumstance)) * 96
+    top, left, bottom, right = np.array(mini_world.face_box(circumstance)) * PIXELS
     rows, columns = np.nonzero(skin)
     assert top <= rows.min()
     head = rows < bottom
