@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from fusionjax.data import mini_faces, mini_tokenizer, mini_world
+from fusionjax.data import mini_faces, mini_pictures, mini_tokenizer, mini_world
 from fusionjax.data.mini_world import PICTURE_PIXELS as PIXELS
 from fusionjax.data.mini_world import Circumstance, Person
 from fusionjax.errors import UserError
@@ -259,6 +259,14 @@ def test_the_dataset_is_what_was_drawn_and_needs_no_tensorflow(tmp_path):
     assert "examples" not in done.stderr
 
 
+def test_captions_tell_who_it_is_as_often_as_asked():
+    for share, least, most in ((0.0, 0, 0), (1.0, 12, 24)):  # a told person's skin: 3 of 4 times
+        plan = mini_pictures.Plan(people=4, pictures_per_person=6, identity_share=share)
+        drawn = mini_pictures.draw_part(("train", 0, 4), plan)
+        assert len(drawn) == 24
+        assert least <= sum(" skin" in example["caption"] for _, example in drawn) <= most
+
+
 def test_wrong_counts_and_full_folders_are_refused(tmp_path):
     (tmp_path / "something").touch()
     with pytest.raises(UserError, match="is not empty; remove it or name another"):
@@ -267,6 +275,8 @@ def test_wrong_counts_and_full_folders_are_refused(tmp_path):
         mini_faces.build(tmp_path / "new", people=0)
     with pytest.raises(UserError, match="count is 20000, but the split 'train' has"):
         mini_faces.build(tmp_path / "new", people=20000)
+    with pytest.raises(UserError, match=r"identity_share is 1.5; it must be in \[0, 1\]"):
+        mini_faces.build(tmp_path / "new", identity_share=1.5)
     assert not (tmp_path / "new").exists()
 
 

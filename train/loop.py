@@ -167,6 +167,7 @@ def _build_data(config: RunConfig) -> None:
             config.data.folder,
             people=config.data.build_people,
             scenes=0,
+            identity_share=0,  # who it is, the photos tell
             progress=progress,
         )
 

@@ -115,6 +115,7 @@ def build(
     people: int = 5000,
     pictures_per_person: int = 3,
     scenes: int = 3000,
+    identity_share: float = 0.5,
     seed: int = 0,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -126,6 +127,7 @@ def build(
         people: Training people; validation and test have a twentieth of that each, at least 8.
         pictures_per_person: Pictures of each person.
         scenes: Pictures of two or three training people, in a split of their own.
+        identity_share: The probability with which a person's caption tells their traits at all.
         seed: The same seed draws the same dataset.
         processes: How many draw at once; None means all cores.
         progress: Called with the pictures drawn so far and in all.
@@ -146,7 +148,9 @@ def build(
     ):
         if value < least:
             raise UserError(f"{name} is {value}; it must be at least {least}")
-    plan = Plan(people=people, pictures_per_person=pictures_per_person, scenes=scenes, seed=seed)
+    if not 0 <= identity_share <= 1:
+        raise UserError(f"identity_share is {identity_share}; it must be in [0, 1]")
+    plan = Plan(people, pictures_per_person, scenes, identity_share, seed)
     try:
         plan.people_of("train")
     except ValueError as error:
@@ -180,6 +184,12 @@ def main() -> None:
     parser.add_argument("--pictures-per-person", type=int, default=defaults.pictures_per_person)
     parser.add_argument(
         "--scenes", type=int, default=defaults.scenes, help="pictures of several people"
+    )
+    parser.add_argument(
+        "--identity-share",
+        type=float,
+        default=defaults.identity_share,
+        help="share of the captions that tell the person's traits (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument(

@@ -24,12 +24,14 @@ class Plan:
         people: Training people; validation and test have a twentieth of that each, at least 8.
         pictures_per_person: Pictures of each person, beside the reference photos.
         scenes: Pictures of two or three training people.
+        identity_share: The probability with which a caption tells the person's traits at all.
         seed: The same seed draws the same pictures.
     """
 
     people: int = 5000
     pictures_per_person: int = 3
     scenes: int = 3000
+    identity_share: float = 0.5
     seed: int = 0
 
     def people_of(self, split: str) -> list[Person]:
@@ -74,7 +76,9 @@ def draw_person(person: Person, index: int, plan: Plan) -> list[Example]:
         circumstance = mini_world.random_circumstance(rng)
         example = {
             "image": mini_world.png(mini_world.draw(person, circumstance)),
-            "caption": mini_world.caption(person, circumstance, rng),
+            "caption": mini_world.caption(
+                person, circumstance, rng, identity_share=plan.identity_share
+            ),
             "references": photos,
             "identity": person.identity,
             "face_box": np.array(mini_world.face_box(circumstance), np.float32),
