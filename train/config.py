@@ -160,7 +160,8 @@ class RunConfig:
     resume: bool = True
     """Continue the run found in the output folder; otherwise a run there is an error."""
     init_from: str | None = None
-    """Another run whose averaged weights a fresh run starts from."""
+    """What a fresh run starts from: another run (its averaged weights), or what such a run writes:
+    an adapter's .safetensors, a base model's folder, a folder that holds `vae/`."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 8

@@ -182,14 +182,17 @@ def _check_batch(config: RunConfig, devices: int) -> None:
 
 
 def _initial(config: RunConfig, objective: Objective, key: jax.Array) -> Any:
-    """Fresh weights, or another run's averaged ones."""
+    """Fresh weights, another run's averaged ones, or those of a model that was written out."""
     fresh = objective.init(key, objective.frozen)
     if config.init_from is None:
         return fresh
-    checkpoints, step = latest_run_step(config.init_from)
-    other = Checkpoints(checkpoints, read_only=True)
-    given = other.restore_ema(step)
-    other.close()
+    if (Path(config.init_from) / "checkpoints").is_dir():
+        checkpoints, step = latest_run_step(config.init_from)
+        other = Checkpoints(checkpoints, read_only=True)
+        given = other.restore_ema(step)
+        other.close()
+    else:
+        given = objective.read(config.init_from)
     if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, fresh):
         raise UserError(f"init_from is {config.init_from!r}; its weights have other shapes")
     return jax.tree.map(jnp.array, given)

@@ -34,6 +34,9 @@ class Objective(Protocol):
     def init(self, key: jax.Array, frozen: Any) -> Params:
         """Fresh trainable weights, float32."""
 
+    def read(self, source: str) -> Params:
+        """The weights of a model that `export` wrote, float32."""
+
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:

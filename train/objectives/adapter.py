@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusionjax.base import BaseModel
-from fusionjax.checkpoint import base_source
+from fusionjax.checkpoint import base_source, load_adapter
 from fusionjax.diffusion import add_noise, min_snr_weight, target
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import save_adapter
@@ -122,6 +122,9 @@ class AdapterObjective:
 
     def init(self, key: jax.Array, frozen: Any) -> Params:
         return self.fusion.init(key, frozen["unet"])
+
+    def read(self, source: str) -> Params:
+        return load_adapter(source).params
 
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fusionjax.data.pipeline import decode_image, open_records, to_bytes, to_unit
 from fusionjax.errors import UserError
 from train.config import AutoencoderRun
-from train.export import save_module
+from train.export import load_vae, save_module
 from train.grids import tile
 from train.step import Batch, Metrics, Params
 
@@ -82,6 +82,9 @@ class AutoencoderObjective:
         bias = flat["quant_conv", "bias"]
         flat["quant_conv", "bias"] = bias.at[bias.size // 2 :].set(-6.0)
         return unflatten_dict(flat)
+
+    def read(self, source: str) -> Params:
+        return load_vae(Path(source) / "vae")[1]
 
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
 from fusionjax.base import BaseModel
+from fusionjax.checkpoint import base_source
 from fusionjax.data.cache import text
 from fusionjax.data.pipeline import decode_image, open_records, to_unit
 from fusionjax.diffusion import NoiseSchedule, add_noise, min_snr_weight, target
@@ -78,6 +79,10 @@ class BaseModelObjective:
                 text_key, ids, jnp.ones_like(ids), jnp.arange(ids.shape[1])[None]
             )["params"],
         }
+
+    def read(self, source: str) -> Params:
+        params = BaseModel.from_pretrained(base_source(source)).params
+        return {name: params[name] for name in ("unet", "text_encoder")}
 
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array

@@ -1,0 +1,113 @@
+"""Training an autoencoder and a base model on it: each run's output is the next one's input."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fusionjax.base import BaseModel
+from fusionjax.data import mini_faces
+from fusionjax.errors import UserError
+from fusionjax.sharding import make_mesh
+from train.config import (
+    AutoencoderRun,
+    BaseRun,
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ValidationConfig,
+)
+from train.loop import _initial, run
+from train.objectives.autoencoder import principal_components, principal_latents
+from train.objectives.base_model import BaseModelObjective
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A folder with a dataset, a trained autoencoder, and a base model trained on it."""
+    folder = tmp_path_factory.mktemp("train-base")
+    mini_faces.build(folder / "faces", people=8, pictures_per_person=1, scenes=0, processes=1)
+    common = {
+        "steps": 2,
+        "batch_size": 8,
+        "data": DataConfig(folder=str(folder / "faces"), threads=1),
+        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        "mesh": MeshConfig(data=8),
+        "checkpoint": CheckpointConfig(every_steps=2),
+        "validation": ValidationConfig(every_steps=2, examples=8, grid_rows=1),
+    }
+    run(
+        AutoencoderRun(
+            name="vae",
+            output=str(folder / "vae"),
+            block_out_channels=(8, 8, 8),
+            latent_channels=4,
+            norm_num_groups=1,
+            crop_px=32,
+            **common,
+        )
+    )
+    base = BaseRun(
+        name="base",
+        output=str(folder / "base"),
+        autoencoder=str(folder / "vae"),
+        block_out_channels=(32, 32),
+        attention_levels=1,
+        attention_heads=2,
+        text_features=32,
+        text_layers=1,
+        text_heads=2,
+        **common,
+    )
+    run(base)
+    return folder, base
+
+
+def test_a_base_model_comes_out_that_loads_and_paints_its_size(shelf):
+    folder, _ = shelf
+    base = BaseModel.from_pretrained(str(folder / "base" / "base"))
+    assert base.vae_scale_factor == 4
+    assert base.schedule.prediction_type == "v_prediction"
+    latents = jax.numpy.zeros((1, 16, 16, 4))
+    assert base.decode(base.params, latents).shape == (1, 64, 64, 3)
+    assert (folder / "base" / "grids" / "000002.png").is_file()
+    assert (folder / "vae" / "measured.json").is_file()
+
+
+def test_training_goes_on_from_a_base_model_that_was_written(shelf):
+    folder, config = shelf
+    written = str(folder / "base" / "base")
+    objective = BaseModelObjective(config, make_mesh(devices=jax.devices()[:1]))
+    key = jax.random.key(0)
+    own = _initial(_from(config, str(folder / "base")), objective, key)
+    again = _initial(_from(config, written), objective, key)
+    fresh = _initial(config, objective, key)
+    for mine, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6, rtol=1e-3)  # float16 on disk
+    assert any(
+        (np.asarray(mine) != np.asarray(new)).any()
+        for mine, new in zip(jax.tree.leaves(own), jax.tree.leaves(fresh), strict=True)
+    )
+    with pytest.raises(UserError, match=r"init_from is 'mini'; its weights have other shapes"):
+        _initial(_from(config, "mini"), objective, key)
+
+
+def _from(config, source):
+    return dataclasses.replace(config, init_from=source)
+
+
+def test_principal_components_are_the_best_linear_latents():
+    """All components give the picture back; fewer keep the most variance; scales are as said."""
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(6, 8, 8, 3)).cumsum(1).cumsum(2).astype(np.float32)
+    parts = principal_components(mixed, 2, 12)
+    latents = np.asarray(principal_latents(parts, mixed))
+    assert latents.shape == (6, 4, 4, 12)
+    assert latents.var((0, 1, 2)).mean() == pytest.approx(1, rel=1e-3)
+    assert (np.diff(latents.std((0, 1, 2))) < 1e-4).all()
+    covariance = np.cov(latents.reshape(-1, 12).T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
