@@ -2,7 +2,7 @@
 
     python -m train mini_vae --output runs/mini_vae_crops
     python -m train mini_vae --output runs/mini_vae --init-from runs/mini_vae_crops \
-        --crop-px 64 --batch-size 4 --steps 600 --optimizer.learning-rate 4e-4
+        --crop-px 64 --batch-size 4 --steps 500 --optimizer.learning-rate 4e-4
 """
 
 from train.config import (

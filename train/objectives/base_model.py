@@ -44,14 +44,15 @@ class BaseModelObjective:
 
     def source(self, split: str) -> Any:
         """The cached latents of a split; they are computed at first use."""
+        autoencoder = _digest(self.base.params["vae"])
         return cached_latents(
             self.base,
             self._mesh,
             data=self.config.data.folder,
             split=split,
-            folder=Path(self.config.autoencoder) / "latents",
+            folder=Path(f"{self.config.data.folder}-latents-{autoencoder}"),
             made_from={
-                "autoencoder": _digest(self.base.params["vae"]),
+                "autoencoder": autoencoder,
                 "tokenizer": _digest_text(self.base.tokenizer.get_vocab()),
             },
             with_references=False,
