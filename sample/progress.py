@@ -43,6 +43,11 @@ class Bar:
         elif done == of:
             self.say(line)
 
+    def compiling(self, program: str) -> None:
+        """Says what a terminal waits for; a file is told afterwards how long it took."""
+        if self._live:
+            print(f"\r\033[Kcompiling ({program}) …", end="", file=self._out, flush=True)
+
     def say(self, line: str) -> None:
         """Writes a line of its own."""
         if self._out is not None:

@@ -1,10 +1,12 @@
 """Paints a job or a file of requests, and writes what belongs to it."""
 
 import dataclasses
+import functools
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 MINI_PROMPT = "a person laughing, wearing an astronaut suit, in a garden with flowers"
 MINI_GUIDANCE = 3.0
 _BATCH_PER_DEVICE = 4
+_PEOPLE_BYTES = 2**31  # of encoded people are kept for the next request
 
 
 def run(options: Options) -> int:
@@ -49,12 +52,25 @@ def run(options: Options) -> int:
         return _run_requests(options, job)
     if within is None:
         job = _with_embedded_face(job, options.given)
-    _run_job(options, _completed(job))
+    job = _completed(job)
+    if options.save_identity is not None and len(job.people) != 1:
+        raise UserError(f"--save-identity needs one person, and there are {len(job.people)}")
+    if options.attention_share and not job.people:
+        raise UserError("--attention-share needs a person, and there is none")
+    if job.controlnet and not (job.control_image or options.depth_from):
+        raise UserError("a ControlNet is given without --control-image (or --depth-from)")
+    _run_job(options, job)
     return 0
 
 
 def _is_embedded(job: Job) -> bool:
-    return job.base in (None, "mini") and job.fusion is None
+    """Whether the base is the embedded mini model; the adapter may be one trained on it."""
+    if job.base is None and job.fusion is None:
+        return True
+    from fusionjax.checkpoint import MINI, adapter_base, base_source
+
+    base = job.base or adapter_base(job.fusion or "")
+    return base is not None and Path(base_source(base)).resolve() == Path(base_source(MINI))
 
 
 def _with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
@@ -81,14 +97,15 @@ def _run_job(options: Options, job: Job) -> None:
     watch = Stopwatch()
     bar = Bar(None if options.quiet else sys.stderr)
     studio = Studio(job, options, bar)
+    models = studio.pipe.fingerprints
+    if options.source is not None and not {"base", "fusion", "lora"} & options.given.keys():
+        files.check_models(options.source, models)
     job, settings = studio.settled(job)
     if options.depth_from is not None:
         job = studio.with_depth(job, options)
     pictures = studio.pictures(job, settings)
-    people = [studio.identity(person, job.crop) for person in job.people]
+    people = studio.people(job)
     if options.save_identity is not None:
-        if len(people) != 1:
-            raise UserError(f"--save-identity needs one person, and there are {len(people)}")
         people[0].save(options.save_identity)
         print(options.save_identity)
 
@@ -102,7 +119,7 @@ def _run_job(options: Options, job: Job) -> None:
     ):
         own = dataclasses.replace(job, seed=pictures[index].seed, num_images=1)
         path = options.output / f"{first + index:04d}_seed{own.seed}.png"
-        files.write_picture(path, image, own, sums)
+        files.write_picture(path, image, own, sums, models)
         print(path)
         painted.append(image)
         if share is not None:
@@ -147,7 +164,9 @@ class Studio:
         )
         bar.say(f"loaded {self.pipe.base.source} in {watch}")
         self.bar = bar
-        self._people: dict[Any, Identity] = {}
+        self.pipe.runner.before_compiling = bar.compiling
+        self._portrait_guidance = MINI_GUIDANCE if _is_embedded(job) else None
+        self._people: OrderedDict[Any, Identity] = OrderedDict()
 
     @property
     def devices(self) -> int:
@@ -189,13 +208,16 @@ class Studio:
         def grey(path: str | None) -> Any:
             return fit_image(path, size).mean(-1) if path else None
 
-        masks: Any = [
-            box_mask(person.box, settings.height, settings.width)
-            if person.box
-            else grey(person.mask)
-            for person in job.people
-            if person.box or person.mask
-        ]
+        masks: list[Any] = []
+        for person in job.people:
+            if person.box:
+                masks.append(box_mask(person.box, settings.height, settings.width))
+            elif person.mask:
+                masks.append(grey(person.mask))
+                if not masks[-1].any():
+                    raise UserError(
+                        f"{person.mask} is black everywhere: its person would have no place"
+                    )
         # Everything that needs no photo is checked before the first photo is looked at.
         nobody = Picture(
             prompt=job.prompt or "",
@@ -215,41 +237,71 @@ class Studio:
 
         first = dataclasses.replace(
             nobody,
-            identities=tuple(self.identity(person, job.crop) for person in job.people),
+            identities=tuple(self.people(job)),
             face_strength=[person.strength * job.face_strength for person in job.people],
             masks=np.stack(masks) if masks else None,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there was to warn of was said of `nobody`
-            self.pipe.check(first, settings)
+        # Long prompts were warned of already.
+        self.pipe.check(dataclasses.replace(first, prompt="", negative_prompt=""), settings)
         return [dataclasses.replace(first, seed=job.seed + i) for i in range(job.num_images)]
 
-    def identity(self, person: Person, crop: str) -> "Identity":
-        """A person, encoded once.
+    def people(self, job: Job) -> list["Identity"]:
+        """The people of a job, each encoded once.
 
         Raises:
-            UserError: if a photo or an identity file cannot be used.
+            UserError: if a photo or an identity file cannot be used; all are read before anything
+                is compiled for the first.
         """
+        photos: dict[str, Any] = {}
+        for face in (face for person in job.people for face in person.faces):
+            if (face, job.crop) not in self._people and face not in photos:
+                photos[face] = self._opened(face, job.crop)
+        return [self._identity(person, job.crop, photos) for person in job.people]
+
+    def _opened(self, face: str, crop: str) -> Any:
+        """An identity file, or a photo as it is cut out."""
+        from fusionjax.identity import Identity
+        from fusionjax.photos import prepare_photo
+
+        if not face.endswith(".safetensors"):
+            return prepare_photo(face, self.pipe.photo_side, crop)
+        identity = Identity.load(face)
+        fusion = self.pipe.fusion
+        identity.check_fits(self.pipe.base.fingerprint, fusion.options.reference, face)
+        return identity
+
+    def _identity(self, person: Person, crop: str, photos: dict[str, Any]) -> "Identity":
         from fusionjax.identity import Identity
 
-        key = (person.faces, person.weights, crop)
+        if person.fresh is not None:
+            return self._kept((person.fresh, person.looks), lambda: self._fresh(person))
+
+        def part(face: str) -> Identity:
+            opened = photos[face] if face in photos else self._opened(face, crop)
+            return opened if isinstance(opened, Identity) else self.pipe.encode_identity(opened)
+
+        parts = [self._kept((face, crop), functools.partial(part, face)) for face in person.faces]
+        if len(parts) == 1 and not person.weights:
+            return parts[0]
+        weights = person.weights or None
+        return self._kept((person.faces, weights, crop), lambda: Identity.mix(parts, weights))
+
+    def _fresh(self, person: Person) -> "Identity":
+        options: dict[str, Any] = {"progress": self.bar}
+        if person.looks:
+            options["looks"] = person.looks
+        if self._portrait_guidance is not None:
+            options["guidance_scale"] = self._portrait_guidance
+        assert person.fresh is not None
+        return self.pipe.fresh_identity(person.fresh, **options)
+
+    def _kept(self, key: Any, make: Callable[[], "Identity"]) -> "Identity":
+        """The person under a key, made if need be; the ones longest unused are forgotten."""
         if key not in self._people:
-            parts = []
-            for face in person.faces:
-                if (face, crop) not in self._people:
-                    if face.endswith(".safetensors"):
-                        self._people[face, crop] = Identity.load(face)
-                    else:
-                        self._people[face, crop] = self.pipe.encode_identity(face, crop=crop)
-                part = self._people[face, crop]
-                part.check_fits(
-                    self.pipe.base.fingerprint, self.pipe.fusion.options.reference, face
-                )
-                parts.append(part)
-            if len(parts) == 1 and not person.weights:
-                self._people[key] = parts[0]
-            else:
-                self._people[key] = Identity.mix(parts, person.weights or None)
+            self._people[key] = make()
+        self._people.move_to_end(key)
+        while sum(map(_bytes, self._people.values())) > _PEOPLE_BYTES and len(self._people) > 1:
+            self._people.popitem(last=False)
         return self._people[key]
 
     def painted(
@@ -265,15 +317,26 @@ class Studio:
         Yields:
             Each picture's index, image, and attention share (None where not asked for).
         """
+        from jax.errors import JaxRuntimeError
+
         batch = min(batch, len(pictures))
         for start in range(0, len(pictures), batch):
             chunk = list(pictures[start : start + batch])
             filled = chunk + chunk[-1:] * (batch - len(chunk))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # prompts were warned of when they were checked
-                out = self.pipe.paint(
-                    filled, settings, attention_share=attention_share, progress=self.bar
-                )
+                try:
+                    out = self.pipe.paint(
+                        filled, settings, attention_share=attention_share, progress=self.bar
+                    )
+                except JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    raise UserError(
+                        f"the memory does not hold {batch} picture{'s' * (batch > 1)} of "
+                        f"{settings.width}×{settings.height} at once; use a smaller --batch-size, "
+                        "a smaller size, or --dtype bfloat16"
+                    ) from None
             for i in range(len(chunk)):
                 share = None if out.attention_share is None else out.attention_share[i]
                 yield start + i, out.images[i], share
@@ -283,8 +346,7 @@ class Studio:
         from fusionjax.interop.torch_depth import depth_map
 
         assert options.depth_from is not None
-        if not options.depth_model:
-            raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
+        assert options.depth_model is not None
         options.output.mkdir(parents=True, exist_ok=True)
         path = options.output / f"{files.next_number(options.output):04d}_depth.png"
         depth_map(options.depth_from, options.depth_model).save(path)
@@ -376,7 +438,8 @@ def _paint_group(
     for i, image, _ in studio.painted([item.picture for item in group], settings, batch):
         item = group[i]
         path = options.output / f"{item.request.name}_{item.number:03d}.png"
-        files.write_picture(path, image, item.job, files.checksums(item.job))
+        sums = files.checksums(item.job)
+        files.write_picture(path, image, item.job, sums, studio.pipe.fingerprints)
         log.painted(item.request, item.number, path.name, item.job.seed)
 
 
@@ -438,11 +501,17 @@ def _thumbnails(person: "Identity") -> list[Any]:
     return [Image.fromarray(pixels) for pixels in person.thumbnails]
 
 
+def _bytes(person: "Identity") -> int:
+    return person.latents.nbytes + sum(states.nbytes for states in person.states.values())
+
+
 def _photo_names(job: Job, people: Sequence["Identity"]) -> list[str]:
     """A name for each photo of each person, in the pipeline's order."""
     names = []
     for number, (person, identity) in enumerate(zip(job.people, people, strict=True), 1):
         own = [Path(face).name for face in person.faces]
+        if person.fresh is not None:
+            own = [f"fresh {person.fresh}"]
         if len(own) != len(identity):  # an identity file holds several photos
             own = [f"person {number} photo {i}" for i in range(1, len(identity) + 1)]
         names += own
@@ -461,11 +530,17 @@ def _write_share(
 
 
 def _print_shares(shares: Sequence[Any], job: Job, people: Sequence["Identity"]) -> None:
+    """The text's share, each person's, and where a person has several photos each photo's."""
     import numpy as np
 
-    mean = np.mean([share.mean((0, 1)) for share in shares], 0)
-    names = ["text", *_photo_names(job, people)]
-    parts = [f"{name} {value:.1%}" for name, value in zip(names, mean, strict=False)]
+    text, *of_photos = np.mean([share.mean((0, 1)) for share in shares], 0)
+    photos = list(zip(_photo_names(job, people), of_photos, strict=False))
+    parts = [f"text {text:.1%}"]
+    for number, person in enumerate(people, 1):
+        own, photos = photos[: len(person)], photos[len(person) :]
+        told = ", ".join(f"{name} {share:.1%}" for name, share in own)
+        total = sum(share for _, share in own)
+        parts.append(told if len(own) == 1 else f"person {number} {total:.1%} ({told})")
     print(f"attention: {', '.join(parts)}")
 
 
