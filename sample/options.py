@@ -138,8 +138,6 @@ def parse(arguments: list[str] | None = None) -> Options:
             raise UserError(f"{options[name]} does not exist")
     if "depth_from" in options and not options["depth_from"].is_file():
         raise UserError(f"{options['depth_from']} does not exist")
-    if "depth_from" in options and "depth_model" not in options:
-        raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
     _check_can_write(options.get("output", Options.output))
     if "save_identity" in options:
         _check_can_write(options["save_identity"].parent)

@@ -48,6 +48,8 @@ def run(options: Options) -> int:
     job = options.job(within)
     if options.depth_from is not None and not job.controlnet:
         raise UserError("--depth-from is given without --controlnet")
+    if options.depth_from is not None and not options.depth_model:
+        raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
     if options.requests is not None:
         return _run_requests(options, job)
     if within is None:
