@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import sys
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from fusionjax.errors import UserError
 from sample import files
 from sample.job import Job, Person
 from sample.options import Options
-from sample.progress import Bar, Stopwatch
+from sample.progress import Bar, Stopwatch, duration
 
 if TYPE_CHECKING:
     from fusionjax.identity import Identity
@@ -115,7 +116,7 @@ def _run_job(options: Options, job: Job) -> None:
     first = files.next_number(options.output)
     sums = files.checksums(job)
     painted, shares = [], []
-    batch = options.batch_size or _BATCH_PER_DEVICE * studio.devices
+    batch = _even(len(pictures), options.batch_size or _BATCH_PER_DEVICE * studio.devices)
     for index, image, share in studio.painted(
         pictures, settings, batch, attention_share=options.attention_share
     ):
@@ -136,6 +137,11 @@ def _run_job(options: Options, job: Job) -> None:
     if shares:
         _print_shares(shares, job, people)
     bar.say(f"{len(painted)} picture{'s' * (len(painted) > 1)} in {watch}")
+
+
+def _even(pictures: int, most: int) -> int:
+    """The size of as few batches as `most` allows, all nearly full: five pictures are 3 + 2."""
+    return -(-pictures // -(-pictures // most))
 
 
 class Studio:
@@ -314,14 +320,13 @@ class Studio:
         *,
         attention_share: bool = False,
     ) -> Iterator[tuple[int, Any, Any]]:
-        """Paints batch by batch, all of one shape.
+        """Paints batch by batch, all of one shape: the last batch is filled up.
 
         Yields:
             Each picture's index, image, and attention share (None where not asked for).
         """
         from jax.errors import JaxRuntimeError
 
-        batch = min(batch, len(pictures))
         for start in range(0, len(pictures), batch):
             chunk = list(pictures[start : start + batch])
             filled = chunk + chunk[-1:] * (batch - len(chunk))
@@ -382,7 +387,17 @@ def _run_requests(options: Options, within: Job) -> int:
     bad = 0
     # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
     studio = Studio(within, options, bar) if any(r.job for r in todo) else None
+    batch = options.batch_size or _BATCH_PER_DEVICE * (studio.devices if studio else 1)
     waiting: dict[Any, list[_Waiting]] = {}
+    began = time.perf_counter()
+
+    def paint(settings: "Settings", group: list[_Waiting], batch: int) -> None:
+        assert studio is not None
+        _paint_group(studio, settings, group, batch, options, log)
+        left = len(todo) - log.written
+        seconds = (time.perf_counter() - began) / max(log.written, 1) * left
+        bar.say(f"{log.written}/{len(todo)} rows" + (f", {duration(seconds)} left" if left else ""))
+
     for request in todo:
         try:
             if request.job is None or studio is None:
@@ -397,21 +412,17 @@ def _run_requests(options: Options, within: Job) -> int:
             log.write(request, error=str(error))
             continue
         log.expect(request, len(pictures))
-        batch = options.batch_size or _BATCH_PER_DEVICE * studio.devices
         group = waiting.setdefault((settings, _shape_of(pictures[0])), [])
         for index, picture in enumerate(pictures):
             own = dataclasses.replace(job, seed=picture.seed, num_images=1)
             group.append(_Waiting(request, index, picture, own))
             if len(group) == batch:
-                _paint_group(studio, settings, group, batch, options, log)
+                paint(settings, group, batch)
                 group.clear()
     for (settings, _), group in waiting.items():
         if group:
-            assert studio is not None
             # Few shapes of the rest, so that little is compiled for it.
-            batch = min(options.batch_size or _BATCH_PER_DEVICE * studio.devices,
-                        1 << (len(group) - 1).bit_length())  # fmt: skip
-            _paint_group(studio, settings, group, batch, options, log)
+            paint(settings, group, min(batch, 1 << (len(group) - 1).bit_length()))
     if bad:
         print(f"{bad} of {len(requests)} rows could not be painted", file=sys.stderr)
     return 1 if bad else 0
@@ -449,6 +460,7 @@ class _Results:
     """`results.jsonl`: a line for each row that is done, written after its pictures."""
 
     def __init__(self, path: Path) -> None:
+        self.written = 0  # lines of this run
         self._path = path
         self._lines: dict[str, dict[str, Any]] = {}
         self._pending: dict[int, list[tuple[int, str, int]]] = {}
@@ -488,6 +500,7 @@ class _Results:
 
     def write(self, request: files.Request, **result: Any) -> None:
         about = {"row": request.number, "id": request.name, "request": request.digest, **result}
+        self.written += 1
         if self._lines.get(request.name) == about:
             return
         with self._path.open("a", encoding="utf-8") as file:

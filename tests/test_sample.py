@@ -23,7 +23,7 @@ from sample.files import read_picture, read_scene
 from sample.job import Job, Person
 from sample.options import parse
 from sample.progress import Bar
-from sample.run import Studio, _is_embedded
+from sample.run import Studio, _even, _is_embedded
 from sample.sheet import contact_sheet, heat_map
 from tests import tiny
 
@@ -235,12 +235,12 @@ def test_requests_paint_all_but_the_bad_row_and_resume(sample, world, tmp_path, 
     assert len(list(out.glob("*.png"))) == 20
 
 
-def test_requests_go_on_after_being_stopped(sample, world, tmp_path, monkeypatch):
-    """Stopped between two batches: what was painted stays, the rest is painted then."""
-    rows = [{"prompt": f"picture {i}", "seed": i, "faces": ["ann.png"]} for i in range(6)]
+def test_requests_go_on_after_being_stopped(sample, world, monkeypatch, compiled):
+    """Stopped in the second batch: what was painted stays, the rest is painted then."""
+    rows = [{"prompt": f"picture {i}", "seed": i, "faces": ["ann.png"]} for i in range(7)]
     requests = world / "stopped.jsonl"
     requests.write_text("\n".join(map(json.dumps, rows)))
-    words = ("--requests", requests, "--batch-size", 2)
+    words = ("--requests", requests, "--batch-size", 4)
     batches = []
 
     def stop(self, stage, *_):
@@ -248,19 +248,23 @@ def test_requests_go_on_after_being_stopped(sample, world, tmp_path, monkeypatch
         if sum(batches) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Bar, "__call__", stop)
-    out = sample(*words, status=130)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bar, "__call__", stop)
+        out = sample(*words, status=130)
+    names = [f"row{i:04d}_000.png" for i in range(1, 8)]
     results = (out / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["pictures"] for line in results] == [
-        ["row0001_000.png"], ["row0002_000.png"],
-    ]  # fmt: skip
+    assert [json.loads(line)["pictures"] for line in results] == [[name] for name in names[:4]]
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
-    assert sorted(before) == ["row0001_000.png", "row0002_000.png"]
-    monkeypatch.undo()
+    assert sorted(before) == names[:4]
+    assert compiled.count("steps") == 1  # the batch of three is filled up to four
     sample(*words)
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
-    assert sorted(after) == [f"row{i:04d}_000.png" for i in range(1, 7)]
+    assert sorted(after) == names
     assert before.items() <= after.items()
+
+
+def test_batches_are_evenly_filled():
+    assert [_even(pictures, 4) for pictures in (1, 4, 5, 8, 9, 13)] == [1, 4, 3, 4, 3, 4]
 
 
 def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
