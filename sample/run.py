@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fusionjax.identity import Identity
     from fusionjax.pipeline import Picture, Settings
 
+_ASSETS = Path(fusionjax.__file__).parent / "assets"
 # What the embedded mini model paints when nothing is asked for.
 MINI_PROMPT = "a person laughing, wearing an astronaut suit, in a garden with flowers"
 MINI_GUIDANCE = 3.0
@@ -70,16 +71,16 @@ def _is_embedded(job: Job) -> bool:
     """Whether the base is the embedded mini model; the adapter may be one trained on it."""
     if job.base is None and job.fusion is None:
         return True
-    from fusionjax.checkpoint import MINI, adapter_base, base_source
+    from fusionjax.checkpoint import adapter_base, base_source
 
     base = job.base or adapter_base(job.fusion or "")
-    return base is not None and Path(base_source(base)).resolve() == Path(base_source(MINI))
+    return base is not None and Path(base_source(base)).resolve() == (_ASSETS / "mini").resolve()
 
 
 def _with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
     """The embedded model paints an embedded person, unless somebody or nobody is named."""
     if _is_embedded(job) and not job.people and "people" not in given:
-        faces = sorted((Path(fusionjax.__file__).parent / "assets" / "faces").glob("*.png"))
+        faces = sorted((_ASSETS / "faces").glob("*.png"))
         job = dataclasses.replace(job, people=(Person(faces=(str(faces[0]),)),))
     return job
 
