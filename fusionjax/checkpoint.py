@@ -15,7 +15,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from fusionjax.errors import UserError
-from fusionjax.interop.adapter_file import Adapter, load_adapter_file
+from fusionjax.interop.adapter_file import METADATA, Adapter, load_adapter_file
+from fusionjax.interop.safetensors_file import SafetensorsFile
 from fusionjax.unet import FusionOptions
 
 MINI = "mini"
@@ -155,6 +156,29 @@ def base_source(name: str) -> str:
     if name == MINI and not Path(name).exists():
         return str(Path(__file__).parent / "assets" / MINI)
     return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """The base that an adapter was trained on, without reading the adapter's weights.
+
+    Args:
+        path: as for `load_adapter`.
+
+    Returns:
+        Its source, or None where none is told; what is wrong with the path is for `load_adapter`
+        to say.
+    """
+    path = Path(path)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    try:
+        if path.is_file():
+            with SafetensorsFile(path) as file:
+                base = json.loads(file.metadata[METADATA]).get("base")
+        else:
+            base = json.loads((run / "config.json").read_text()).get("base")
+    except (UserError, OSError, ValueError, KeyError, AttributeError):
+        return None
+    return base_source(base) if isinstance(base, str) else None
 
 
 def load_adapter(path: str | Path) -> Adapter:

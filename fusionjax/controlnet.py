@@ -14,8 +14,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from diffusers.models.attention_flax import FlaxAttention
 from diffusers.models.controlnets.controlnet_flax import FlaxControlNetModel
+from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from flax.linen.module import InterceptorContext
 from jaxtyping import Array, Float
 
@@ -121,6 +123,29 @@ class ControlNet:
                 set(tensors) - set(located.values()),
             )
             return cls(module, fill(wanted, tensors, located, dtype))
+
+    def check_fits(self, unet: FlaxUNet2DConditionModel, scale: int) -> None:
+        """Raises UserError unless what the ControlNet answers can be added to a UNet's skips.
+
+        Args:
+            unet: the base model's.
+            scale: image pixels per latent along one side.
+        """
+        own_scale = 2 ** (len(self.module.conditioning_embedding_out_channels) - 1)
+        pairs = {"pixels per latent": (own_scale, scale)}
+        for name in (
+            "in_channels",
+            "block_out_channels",
+            "layers_per_block",
+            "cross_attention_dim",
+        ):
+            pairs[name] = (getattr(self.module, name), getattr(unet, name))
+        for name, (own, other) in pairs.items():
+            if np.any(np.asarray(own) != np.asarray(other)):
+                raise UserError(
+                    f"the ControlNet was trained for another base model: its {name} is {own}, the "
+                    f"base's {other}"
+                )
 
     def residuals(
         self,

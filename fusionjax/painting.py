@@ -208,6 +208,7 @@ class Runner:
     Attributes:
         compilations: how many programs were compiled so far, and
         compile_seconds: how long that took (loading from the compilation cache counts).
+        before_compiling: called with a program's name before it is compiled.
     """
 
     def __init__(self, programs: Programs, params: Any, devices: Sequence[jax.Device]) -> None:
@@ -215,6 +216,7 @@ class Runner:
         self.devices = list(devices)
         self.compilations = 0
         self.compile_seconds = 0.0
+        self.before_compiling: Callable[[str], None] | None = None
         self._params_source = params
         self._placed: dict[int, Any] = {}
         self._compiled: dict[Any, Callable[..., Named]] = {}
@@ -235,6 +237,8 @@ class Runner:
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
         key = (name, devices, structure, shapes, tuple(static.items()))
         if key not in self._compiled:
+            if self.before_compiling is not None:
+                self.before_compiling(name)
             program = functools.partial(getattr(self.programs, name), **static)
             if devices > 1:
                 outputs = _specs(jax.eval_shape(program, params, placed), devices)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from fusionjax.choices import CROPS
+from fusionjax.choices import CROPS, not_one_of
 from fusionjax.errors import UserError
 
 PhotoSource = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -146,7 +146,7 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         UserError: as `read_photo`; for an unknown `crop`; if `auto` finds no face.
     """
     if crop not in CROPS:
-        raise UserError(f"crop is {crop!r}; choose one of {', '.join(CROPS)}")
+        raise UserError(not_one_of("crop", crop, CROPS))
     image = read_photo(source)
     if image.size == (size, size):
         return image

@@ -18,6 +18,7 @@ channels, H W pixels, D features of a layer.
 """
 
 import dataclasses
+import functools
 import os
 import time
 import warnings
@@ -39,12 +40,15 @@ from fusionjax.base import BaseModel
 from fusionjax.errors import UserError
 from fusionjax.identity import THUMBNAIL_SIDE, Identity
 from fusionjax.interop.adapter_file import Adapter, check_fits
+from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.painting import Programs, Runner
 from fusionjax.unet import FusionOptions, FusionParams, FusionUNet
 
 ASSETS = Path(__file__).parent / "assets"
 MINI_BASE = ASSETS / "mini"
 MINI_FUSION = ASSETS / "mini_fusion.safetensors"
+
+PORTRAIT = "a portrait of a person"
 
 _LARGEST_SEED = 2**32 - 1
 _REPORTS = 5  # a progress callback hears of the steps at least so often, where they divide
@@ -167,6 +171,8 @@ class FusionPipeline:
         self.fusion = FusionUNet(base.unet, options, attention=attention)
         self.fusion_params = fusion_params
         self.controlnet = controlnet
+        if controlnet is not None:
+            controlnet.check_fits(base.unet, base.vae_scale_factor)
         params = {
             "base": base.params,
             "fusion": fusion_params,
@@ -243,6 +249,18 @@ class FusionPipeline:
             check_fits(adapter, pipe.fusion.layers, model.fingerprint, str(fusion))
         return pipe
 
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A short name for the weights of `base` (its UNet) and, if there is one, of `fusion`."""
+        prints = {"base": self.base.fingerprint}
+        if self.fusion_params is not None:
+            adapter = Fingerprint()
+            for layer, pair in self.fusion_params.items():
+                for name, matrix in pair.items():
+                    adapter.add(f"{layer}.{name}", np.asarray(matrix))
+            prints["fusion"] = adapter.hexdigest()
+        return prints
+
     @property
     def photo_side(self) -> int:
         """Side of the square photos that the base model looks at, in pixels."""
@@ -293,6 +311,36 @@ class FusionPipeline:
             reference=self.fusion.options.reference,
         )
         return identity if weights is None else identity.weighted(weights)
+
+    def fresh_identity(
+        self,
+        seed: int,
+        looks: str = PORTRAIT,
+        *,
+        guidance_scale: float = 7.5,
+        progress: Progress | None = None,
+    ) -> Identity:
+        """A person who does not exist: the base model paints a portrait, which is their photo.
+
+        Args:
+            seed: another seed is another person.
+            looks: the prompt of the portrait.
+            guidance_scale: of the portrait.
+            progress: hears of the painting, see `__call__`.
+
+        Returns:
+            The person, the same for the same arguments.
+
+        Raises:
+            UserError: if the seed or the scale is out of range.
+        """
+        side = self.photo_side
+        blank = None if self.controlnet is None else np.zeros((side, side, 3), np.float32)
+        portrait = Picture(
+            looks, seed=seed, guidance_scale=guidance_scale, control_image=blank, control_strength=0
+        )
+        image = self.paint([portrait], Settings(side, side), progress=progress).images[0]
+        return self.encode_identity(image, crop="none")
 
     def __call__(
         self,
@@ -751,6 +799,13 @@ class FusionPipeline:
                 raise UserError(
                     f"mask {number} is empty: its person would have no place; give it some pixels "
                     "or leave the person out"
+                )
+            others = np.delete(picture.masks, number, 0).max(0, initial=0)
+            if (np.minimum(mask, 1 - others) <= 0).all():
+                warnings.warn(
+                    f"mask {number} lies within the others' masks: its person is not seen there, "
+                    "for where masks overlap no face is",
+                    stacklevel=5,
                 )
 
     def _check_attention_share(self, pictures: Sequence[Picture]) -> None:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from numpy.polynomial import polynomial
 
 from fusionjax.choices import SCHEDULERS as SCHEDULERS
+from fusionjax.choices import not_one_of
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
 
@@ -115,7 +116,7 @@ def plan(
             no step to run.
     """
     if name not in SCHEDULERS:
-        raise UserError(f"scheduler is {name!r}; known are {', '.join(SCHEDULERS)}")
+        raise UserError(not_one_of("scheduler", name, SCHEDULERS))
     if not 1 <= steps < schedule.num_train_timesteps:
         raise UserError(
             f"the number of steps is {steps}; it must be in 1..{schedule.num_train_timesteps - 1}"

@@ -9,12 +9,18 @@ A scene is a job in YAML; paths are relative to the file:
       - {faces: [ann1.jpg, ann2.jpg], box: [0, 0, 0.5, 1]}     # left, top, right, bottom
       - {identity: ben.safetensors, mask: ben_mask.png, strength: 0.9}
 
+A person may also be a mixture of several, or somebody new, the same for the same number:
+
+      - {faces: [ann1.jpg, ben1.jpg], weights: [0.3, 0.7]}
+      - {fresh: 7, looks: an old man with a red beard}
+
 A request is the same in one line of JSON, `faces` for a single person, and an `id` if you like:
 
     {"id": "ann-reads", "prompt": "a person reading", "faces": ["ann1.jpg"], "seed": 3}
 
 A painted picture carries its job as JSON in the PNG text chunk `fusionjax`, with a checksum of
-every file that it was painted from, so that `--from` repeats it exactly or says what has changed.
+every file that it was painted from and the fingerprints of the models, so that `--from` repeats it
+exactly or says what has changed.
 """
 
 import hashlib
@@ -127,6 +133,35 @@ def read_picture(path: Path) -> Job:
     Raises:
         UserError: if it carries none, or a file that it was painted from is gone or has changed.
     """
+    about = _read_about(path)
+    for name, digest in about["files"].items():
+        if not Path(name).is_file():
+            raise UserError(f"{path} was painted from {name}, which does not exist any more")
+        if checksum(name) != digest:
+            raise UserError(f"{path} was painted from {name}, which has changed since")
+    try:
+        return Job.from_mapping(about["job"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_models(path: Path, models: dict[str, str]) -> None:
+    """Raises UserError unless a picture was painted with these models.
+
+    Args:
+        path: the picture.
+        models: the fingerprint of each part's weights; a part that the picture does not tell of
+            is not compared.
+    """
+    for part, then in _read_about(path)["models"].items():
+        if models.get(part, then) != then:
+            raise UserError(
+                f"{path} was painted with the {part} {then}, and now it is {models[part]}; name "
+                "models (--base, --fusion) to paint with others"
+            )
+
+
+def _read_about(path: Path) -> dict[str, dict[str, Any]]:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -137,41 +172,41 @@ def read_picture(path: Path) -> Job:
         raise UserError(f"{path} is not a picture that can be read") from None
     try:
         about = json.loads(text or "")
-        values, sums = about["job"], about["files"]
+        return {key: dict(about[key]) for key in ("job", "files", "models")}
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{path} does not say how it was painted; it was not painted here"
         ) from None
-    for name, digest in sums.items():
-        if not Path(name).is_file():
-            raise UserError(f"{path} was painted from {name}, which does not exist any more")
-        if checksum(name) != digest:
-            raise UserError(f"{path} was painted from {name}, which has changed since")
-    try:
-        return Job.from_mapping(values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
-def write_picture(path: Path, image: Any, job: Job, sums: dict[str, str]) -> None:
-    """Writes a picture with its job, all or nothing.
+def write_picture(
+    path: Path, image: Any, job: Job, sums: dict[str, str], models: dict[str, str]
+) -> None:
+    """Writes a picture with its story, all or nothing.
 
     Args:
         path: the PNG to write.
         image: a Pillow image.
         job: for this one picture.
         sums: `checksums(job)`.
+        models: the fingerprint of each part's weights.
+
+    Raises:
+        UserError: if it cannot be written.
     """
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
-    about = {"version": 1, "job": job.to_json(), "files": sums}
+    about = {"version": 1, "job": job.to_json(), "files": sums, "models": models}
     text.add_itxt(_CHUNK, json.dumps(about, ensure_ascii=False))
     if job.prompt:
         text.add_itxt("Description", job.prompt)
     partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, "PNG", pnginfo=text)
-    partial.replace(path)
+    try:
+        image.save(partial, "PNG", pnginfo=text)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def checksums(job: Job) -> dict[str, str]:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from fusionjax.choices import CROPS, DTYPES, SCHEDULERS
+from fusionjax.choices import CROPS, DTYPES, SCHEDULERS, not_one_of
 from fusionjax.errors import UserError
 
 _FILE = {"kind": "file"}
+_ONE_PERSON = ("faces", "weights", "fresh", "looks")
 _LONGEST_SIDE = 8192
 _LARGEST_SEED = 2**32 - 1
 
@@ -28,6 +29,10 @@ class Person:
         faces: photos, identity files (`.safetensors`), or both; several are one person, or a
             mixture.
         weights: λ of each of `faces`, multiplied with the strength; empty is 1 for each.
+        fresh: or the number of a person who does not exist: the base model paints their portrait,
+            from this seed, and the portrait is their photo. The same number is the same person
+            in every picture.
+        looks: what a fresh person looks like; empty leaves it to the seed.
         strength: λ of this person, multiplied with the picture's `face_strength`.
         box: where the person is: left, top, right, bottom as fractions of the picture.
         mask: or a picture that is white where the person is.
@@ -35,13 +40,25 @@ class Person:
 
     faces: tuple[str, ...] = dataclasses.field(default=(), metadata=_FILE)
     weights: tuple[float, ...] = ()
+    fresh: int | None = None
+    looks: str = ""
     strength: float = 1.0
     box: tuple[float, ...] = ()
     mask: str | None = dataclasses.field(default=None, metadata=_FILE)
 
     def __post_init__(self) -> None:
-        if not self.faces:
-            raise UserError("a person has no faces; name at least one photo or identity file")
+        if self.fresh is None:
+            if self.looks:
+                raise UserError("looks are given without fresh; they describe a fresh person")
+            if not self.faces:
+                raise UserError(
+                    "a person has no faces; name at least one photo or identity file, or give a "
+                    "number to fresh for somebody new"
+                )
+        elif self.faces:
+            raise UserError("a person has faces and is fresh; give one of them")
+        else:
+            _check_number("fresh", self.fresh, 0, _LARGEST_SEED)
         if self.weights and len(self.weights) != len(self.faces):
             raise UserError(f"{len(self.weights)} weights for {len(self.faces)} faces")
         for value in (*self.weights, self.strength):
@@ -118,10 +135,7 @@ class Job:
         for field in dataclasses.fields(self):
             choices = field.metadata.get("choices")
             if choices and getattr(self, field.name) not in choices:
-                raise UserError(
-                    f"{field.name} is {getattr(self, field.name)!r}; choose one of "
-                    f"{', '.join(choices)}"
-                )
+                raise UserError(not_one_of(field.name, getattr(self, field.name), choices))
         _check_number("num_images", self.num_images, 1, 10_000)
         _check_number("steps", self.steps, 1, 999)
         _check_number("seed", self.seed, 0, _LARGEST_SEED)
@@ -150,8 +164,6 @@ class Job:
             raise UserError("paint_where is given without image; name the picture to paint in")
         if self.control_image and not self.controlnet:
             raise UserError("control_image is given without controlnet; name the ControlNet")
-        if self.controlnet and not self.control_image:
-            raise UserError("controlnet is given without control_image")
         for layer, factor in self.layer_strength.items():
             _check_number(f"layer_strength of {layer}", factor, 0, math.inf)
         placed = [bool(person.box or person.mask) for person in self.people]
@@ -168,7 +180,8 @@ class Job:
         """Reads a job from a scene file, a row of requests, or a picture's text.
 
         Args:
-            values: by field name; `faces` and `weights` alone stand for one person.
+            values: by field name; a person's `faces` and `weights`, or `fresh` and `looks`, stand
+                for a picture of this one person.
             folder: what relative paths are relative to; None leaves them.
             within: a job whose values hold where `values` says nothing.
 
@@ -179,12 +192,10 @@ class Job:
             UserError: for an unknown key, a value of another type, or a missing file.
         """
         values = dict(values)
-        if "faces" in values:
+        person = {name: values.pop(name) for name in _ONE_PERSON if name in values}
+        if person:
             if "people" in values:
-                raise UserError("faces and people are both given; use people for several")
-            person = {"faces": values.pop("faces")}
-            if "weights" in values:
-                person["weights"] = values.pop("weights")
+                raise UserError(f"{next(iter(person))} and people are both given; use people")
             values["people"] = [person]
         read = _read(cls, values, folder)
         if "people" in values:
@@ -213,7 +224,7 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
     read = {}
     for name, value in values.items():
         if name not in fields:
-            close = difflib.get_close_matches(str(name), [*fields, "faces"], 1)
+            close = difflib.get_close_matches(str(name), [*fields, *_ONE_PERSON], 1)
             raise UserError(
                 f"{name!r} is not known; "
                 + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}")

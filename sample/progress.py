@@ -37,11 +37,16 @@ class Bar:
         filled = _WIDTH * done // of
         line = f"[{'#' * filled}{' ' * (_WIDTH - filled)}] {done}/{of} steps, {each:.2g} s a step"
         if done < of:
-            line += f", {_duration(each * (of - done))} left"
+            line += f", {duration(each * (of - done))} left"
         if self._live:
             print(f"\r\033[K{line}", end="" if done < of else "\n", file=self._out, flush=True)
         elif done == of:
             self.say(line)
+
+    def compiling(self, program: str) -> None:
+        """Says what a terminal waits for; a file is told afterwards how long it took."""
+        if self._live:
+            print(f"\r\033[Kcompiling ({program}) …", end="", file=self._out, flush=True)
 
     def say(self, line: str) -> None:
         """Writes a line of its own."""
@@ -50,7 +55,8 @@ class Bar:
             print(f"{start}{line}", file=self._out, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words such as "2 min 05 s"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,10 +1,13 @@
 """Paints a job or a file of requests, and writes what belongs to it."""
 
 import dataclasses
+import functools
 import json
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,16 +16,18 @@ from fusionjax.errors import UserError
 from sample import files
 from sample.job import Job, Person
 from sample.options import Options
-from sample.progress import Bar, Stopwatch
+from sample.progress import Bar, Stopwatch, duration
 
 if TYPE_CHECKING:
     from fusionjax.identity import Identity
     from fusionjax.pipeline import Picture, Settings
 
+_ASSETS = Path(fusionjax.__file__).parent / "assets"
 # What the embedded mini model paints when nothing is asked for.
 MINI_PROMPT = "a person laughing, wearing an astronaut suit, in a garden with flowers"
 MINI_GUIDANCE = 3.0
 _BATCH_PER_DEVICE = 4
+_PEOPLE_BYTES = 2**31  # of encoded people are kept for the next request
 
 
 def run(options: Options) -> int:
@@ -45,22 +50,37 @@ def run(options: Options) -> int:
     job = options.job(within)
     if options.depth_from is not None and not job.controlnet:
         raise UserError("--depth-from is given without --controlnet")
+    if options.depth_from is not None and not options.depth_model:
+        raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
     if options.requests is not None:
         return _run_requests(options, job)
     if within is None:
         job = _with_embedded_face(job, options.given)
-    _run_job(options, _completed(job))
+    job = _completed(job)
+    if options.save_identity is not None and len(job.people) != 1:
+        raise UserError(f"--save-identity needs one person, and there are {len(job.people)}")
+    if options.attention_share and not job.people:
+        raise UserError("--attention-share needs a person, and there is none")
+    if job.controlnet and not (job.control_image or options.depth_from):
+        raise UserError("a ControlNet is given without --control-image (or --depth-from)")
+    _run_job(options, job)
     return 0
 
 
 def _is_embedded(job: Job) -> bool:
-    return job.base in (None, "mini") and job.fusion is None
+    """Whether the base is the embedded mini model; the adapter may be one trained on it."""
+    if job.base is None and job.fusion is None:
+        return True
+    from fusionjax.checkpoint import adapter_base, base_source
+
+    base = job.base or adapter_base(job.fusion or "")
+    return base is not None and Path(base_source(base)).resolve() == (_ASSETS / "mini").resolve()
 
 
 def _with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
     """The embedded model paints an embedded person, unless somebody or nobody is named."""
     if _is_embedded(job) and not job.people and "people" not in given:
-        faces = sorted((Path(fusionjax.__file__).parent / "assets" / "faces").glob("*.png"))
+        faces = sorted((_ASSETS / "faces").glob("*.png"))
         job = dataclasses.replace(job, people=(Person(faces=(str(faces[0]),)),))
     return job
 
@@ -81,14 +101,15 @@ def _run_job(options: Options, job: Job) -> None:
     watch = Stopwatch()
     bar = Bar(None if options.quiet else sys.stderr)
     studio = Studio(job, options, bar)
+    models = studio.pipe.fingerprints
+    if options.source is not None and not {"base", "fusion", "lora"} & options.given.keys():
+        files.check_models(options.source, models)
     job, settings = studio.settled(job)
     if options.depth_from is not None:
         job = studio.with_depth(job, options)
     pictures = studio.pictures(job, settings)
-    people = [studio.identity(person, job.crop) for person in job.people]
+    people = studio.people(job)
     if options.save_identity is not None:
-        if len(people) != 1:
-            raise UserError(f"--save-identity needs one person, and there are {len(people)}")
         people[0].save(options.save_identity)
         print(options.save_identity)
 
@@ -96,13 +117,13 @@ def _run_job(options: Options, job: Job) -> None:
     first = files.next_number(options.output)
     sums = files.checksums(job)
     painted, shares = [], []
-    batch = options.batch_size or _BATCH_PER_DEVICE * studio.devices
+    batch = _even(len(pictures), options.batch_size or _BATCH_PER_DEVICE * studio.devices)
     for index, image, share in studio.painted(
         pictures, settings, batch, attention_share=options.attention_share
     ):
         own = dataclasses.replace(job, seed=pictures[index].seed, num_images=1)
         path = options.output / f"{first + index:04d}_seed{own.seed}.png"
-        files.write_picture(path, image, own, sums)
+        files.write_picture(path, image, own, sums, models)
         print(path)
         painted.append(image)
         if share is not None:
@@ -117,6 +138,11 @@ def _run_job(options: Options, job: Job) -> None:
     if shares:
         _print_shares(shares, job, people)
     bar.say(f"{len(painted)} picture{'s' * (len(painted) > 1)} in {watch}")
+
+
+def _even(pictures: int, most: int) -> int:
+    """The size of as few batches as `most` allows, all nearly full: five pictures are 3 + 2."""
+    return -(-pictures // -(-pictures // most))
 
 
 class Studio:
@@ -147,7 +173,9 @@ class Studio:
         )
         bar.say(f"loaded {self.pipe.base.source} in {watch}")
         self.bar = bar
-        self._people: dict[Any, Identity] = {}
+        self.pipe.runner.before_compiling = bar.compiling
+        self._portrait_guidance = MINI_GUIDANCE if _is_embedded(job) else None
+        self._people: OrderedDict[Any, Identity] = OrderedDict()
 
     @property
     def devices(self) -> int:
@@ -189,13 +217,16 @@ class Studio:
         def grey(path: str | None) -> Any:
             return fit_image(path, size).mean(-1) if path else None
 
-        masks: Any = [
-            box_mask(person.box, settings.height, settings.width)
-            if person.box
-            else grey(person.mask)
-            for person in job.people
-            if person.box or person.mask
-        ]
+        masks: list[Any] = []
+        for person in job.people:
+            if person.box:
+                masks.append(box_mask(person.box, settings.height, settings.width))
+            elif person.mask:
+                masks.append(grey(person.mask))
+                if not masks[-1].any():
+                    raise UserError(
+                        f"{person.mask} is black everywhere: its person would have no place"
+                    )
         # Everything that needs no photo is checked before the first photo is looked at.
         nobody = Picture(
             prompt=job.prompt or "",
@@ -215,41 +246,71 @@ class Studio:
 
         first = dataclasses.replace(
             nobody,
-            identities=tuple(self.identity(person, job.crop) for person in job.people),
+            identities=tuple(self.people(job)),
             face_strength=[person.strength * job.face_strength for person in job.people],
             masks=np.stack(masks) if masks else None,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there was to warn of was said of `nobody`
-            self.pipe.check(first, settings)
+        # Long prompts were warned of already.
+        self.pipe.check(dataclasses.replace(first, prompt="", negative_prompt=""), settings)
         return [dataclasses.replace(first, seed=job.seed + i) for i in range(job.num_images)]
 
-    def identity(self, person: Person, crop: str) -> "Identity":
-        """A person, encoded once.
+    def people(self, job: Job) -> list["Identity"]:
+        """The people of a job, each encoded once.
 
         Raises:
-            UserError: if a photo or an identity file cannot be used.
+            UserError: if a photo or an identity file cannot be used; all are read before anything
+                is compiled for the first.
         """
+        photos: dict[str, Any] = {}
+        for face in (face for person in job.people for face in person.faces):
+            if (face, job.crop) not in self._people and face not in photos:
+                photos[face] = self._opened(face, job.crop)
+        return [self._identity(person, job.crop, photos) for person in job.people]
+
+    def _opened(self, face: str, crop: str) -> Any:
+        """An identity file, or a photo as it is cut out."""
+        from fusionjax.identity import Identity
+        from fusionjax.photos import prepare_photo
+
+        if not face.endswith(".safetensors"):
+            return prepare_photo(face, self.pipe.photo_side, crop)
+        identity = Identity.load(face)
+        fusion = self.pipe.fusion
+        identity.check_fits(self.pipe.base.fingerprint, fusion.options.reference, face)
+        return identity
+
+    def _identity(self, person: Person, crop: str, photos: dict[str, Any]) -> "Identity":
         from fusionjax.identity import Identity
 
-        key = (person.faces, person.weights, crop)
+        if person.fresh is not None:
+            return self._kept((person.fresh, person.looks), lambda: self._fresh(person))
+
+        def part(face: str) -> Identity:
+            opened = photos[face] if face in photos else self._opened(face, crop)
+            return opened if isinstance(opened, Identity) else self.pipe.encode_identity(opened)
+
+        parts = [self._kept((face, crop), functools.partial(part, face)) for face in person.faces]
+        if len(parts) == 1 and not person.weights:
+            return parts[0]
+        weights = person.weights or None
+        return self._kept((person.faces, weights, crop), lambda: Identity.mix(parts, weights))
+
+    def _fresh(self, person: Person) -> "Identity":
+        options: dict[str, Any] = {"progress": self.bar}
+        if person.looks:
+            options["looks"] = person.looks
+        if self._portrait_guidance is not None:
+            options["guidance_scale"] = self._portrait_guidance
+        assert person.fresh is not None
+        return self.pipe.fresh_identity(person.fresh, **options)
+
+    def _kept(self, key: Any, make: Callable[[], "Identity"]) -> "Identity":
+        """The person under a key, made if need be; the ones longest unused are forgotten."""
         if key not in self._people:
-            parts = []
-            for face in person.faces:
-                if (face, crop) not in self._people:
-                    if face.endswith(".safetensors"):
-                        self._people[face, crop] = Identity.load(face)
-                    else:
-                        self._people[face, crop] = self.pipe.encode_identity(face, crop=crop)
-                part = self._people[face, crop]
-                part.check_fits(
-                    self.pipe.base.fingerprint, self.pipe.fusion.options.reference, face
-                )
-                parts.append(part)
-            if len(parts) == 1 and not person.weights:
-                self._people[key] = parts[0]
-            else:
-                self._people[key] = Identity.mix(parts, person.weights or None)
+            self._people[key] = make()
+        self._people.move_to_end(key)
+        while sum(map(_bytes, self._people.values())) > _PEOPLE_BYTES and len(self._people) > 1:
+            self._people.popitem(last=False)
         return self._people[key]
 
     def painted(
@@ -260,20 +321,30 @@ class Studio:
         *,
         attention_share: bool = False,
     ) -> Iterator[tuple[int, Any, Any]]:
-        """Paints batch by batch, all of one shape.
+        """Paints batch by batch, all of one shape: the last batch is filled up.
 
         Yields:
             Each picture's index, image, and attention share (None where not asked for).
         """
-        batch = min(batch, len(pictures))
+        from jax.errors import JaxRuntimeError
+
         for start in range(0, len(pictures), batch):
             chunk = list(pictures[start : start + batch])
             filled = chunk + chunk[-1:] * (batch - len(chunk))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # prompts were warned of when they were checked
-                out = self.pipe.paint(
-                    filled, settings, attention_share=attention_share, progress=self.bar
-                )
+                try:
+                    out = self.pipe.paint(
+                        filled, settings, attention_share=attention_share, progress=self.bar
+                    )
+                except JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    raise UserError(
+                        f"the memory does not hold {batch} picture{'s' * (batch > 1)} of "
+                        f"{settings.width}×{settings.height} at once; use a smaller --batch-size, "
+                        "a smaller size, or --dtype bfloat16"
+                    ) from None
             for i in range(len(chunk)):
                 share = None if out.attention_share is None else out.attention_share[i]
                 yield start + i, out.images[i], share
@@ -283,8 +354,7 @@ class Studio:
         from fusionjax.interop.torch_depth import depth_map
 
         assert options.depth_from is not None
-        if not options.depth_model:
-            raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
+        assert options.depth_model is not None
         options.output.mkdir(parents=True, exist_ok=True)
         path = options.output / f"{files.next_number(options.output):04d}_depth.png"
         depth_map(options.depth_from, options.depth_model).save(path)
@@ -318,7 +388,17 @@ def _run_requests(options: Options, within: Job) -> int:
     bad = 0
     # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
     studio = Studio(within, options, bar) if any(r.job for r in todo) else None
+    batch = options.batch_size or _BATCH_PER_DEVICE * (studio.devices if studio else 1)
     waiting: dict[Any, list[_Waiting]] = {}
+    began = time.perf_counter()
+
+    def paint(settings: "Settings", group: list[_Waiting], batch: int) -> None:
+        assert studio is not None
+        _paint_group(studio, settings, group, batch, options, log)
+        left = len(todo) - log.written
+        seconds = (time.perf_counter() - began) / max(log.written, 1) * left
+        bar.say(f"{log.written}/{len(todo)} rows" + (f", {duration(seconds)} left" if left else ""))
+
     for request in todo:
         try:
             if request.job is None or studio is None:
@@ -333,21 +413,17 @@ def _run_requests(options: Options, within: Job) -> int:
             log.write(request, error=str(error))
             continue
         log.expect(request, len(pictures))
-        batch = options.batch_size or _BATCH_PER_DEVICE * studio.devices
         group = waiting.setdefault((settings, _shape_of(pictures[0])), [])
         for index, picture in enumerate(pictures):
             own = dataclasses.replace(job, seed=picture.seed, num_images=1)
             group.append(_Waiting(request, index, picture, own))
             if len(group) == batch:
-                _paint_group(studio, settings, group, batch, options, log)
+                paint(settings, group, batch)
                 group.clear()
     for (settings, _), group in waiting.items():
         if group:
-            assert studio is not None
             # Few shapes of the rest, so that little is compiled for it.
-            batch = min(options.batch_size or _BATCH_PER_DEVICE * studio.devices,
-                        1 << (len(group) - 1).bit_length())  # fmt: skip
-            _paint_group(studio, settings, group, batch, options, log)
+            paint(settings, group, min(batch, 1 << (len(group) - 1).bit_length()))
     if bad:
         print(f"{bad} of {len(requests)} rows could not be painted", file=sys.stderr)
     return 1 if bad else 0
@@ -376,7 +452,8 @@ def _paint_group(
     for i, image, _ in studio.painted([item.picture for item in group], settings, batch):
         item = group[i]
         path = options.output / f"{item.request.name}_{item.number:03d}.png"
-        files.write_picture(path, image, item.job, files.checksums(item.job))
+        sums = files.checksums(item.job)
+        files.write_picture(path, image, item.job, sums, studio.pipe.fingerprints)
         log.painted(item.request, item.number, path.name, item.job.seed)
 
 
@@ -384,6 +461,7 @@ class _Results:
     """`results.jsonl`: a line for each row that is done, written after its pictures."""
 
     def __init__(self, path: Path) -> None:
+        self.written = 0  # lines of this run
         self._path = path
         self._lines: dict[str, dict[str, Any]] = {}
         self._pending: dict[int, list[tuple[int, str, int]]] = {}
@@ -423,6 +501,7 @@ class _Results:
 
     def write(self, request: files.Request, **result: Any) -> None:
         about = {"row": request.number, "id": request.name, "request": request.digest, **result}
+        self.written += 1
         if self._lines.get(request.name) == about:
             return
         with self._path.open("a", encoding="utf-8") as file:
@@ -438,11 +517,17 @@ def _thumbnails(person: "Identity") -> list[Any]:
     return [Image.fromarray(pixels) for pixels in person.thumbnails]
 
 
+def _bytes(person: "Identity") -> int:
+    return person.latents.nbytes + sum(states.nbytes for states in person.states.values())
+
+
 def _photo_names(job: Job, people: Sequence["Identity"]) -> list[str]:
     """A name for each photo of each person, in the pipeline's order."""
     names = []
     for number, (person, identity) in enumerate(zip(job.people, people, strict=True), 1):
         own = [Path(face).name for face in person.faces]
+        if person.fresh is not None:
+            own = [f"fresh {person.fresh}"]
         if len(own) != len(identity):  # an identity file holds several photos
             own = [f"person {number} photo {i}" for i in range(1, len(identity) + 1)]
         names += own
@@ -461,11 +546,17 @@ def _write_share(
 
 
 def _print_shares(shares: Sequence[Any], job: Job, people: Sequence["Identity"]) -> None:
+    """The text's share, each person's, and where a person has several photos each photo's."""
     import numpy as np
 
-    mean = np.mean([share.mean((0, 1)) for share in shares], 0)
-    names = ["text", *_photo_names(job, people)]
-    parts = [f"{name} {value:.1%}" for name, value in zip(names, mean, strict=False)]
+    text, *of_photos = np.mean([share.mean((0, 1)) for share in shares], 0)
+    photos = list(zip(_photo_names(job, people), of_photos, strict=False))
+    parts = [f"text {text:.1%}"]
+    for number, person in enumerate(people, 1):
+        own, photos = photos[: len(person)], photos[len(person) :]
+        told = ", ".join(f"{name} {share:.1%}" for name, share in own)
+        total = sum(share for _, share in own)
+        parts.append(told if len(own) == 1 else f"person {number} {total:.1%} ({told})")
     print(f"attention: {', '.join(parts)}")
 
 

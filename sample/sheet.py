@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 _GAP = 8
-_CELL = 256
+_CELL = 256  # the longer side of a picture on a sheet, in pixels; a face has half of it
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -22,10 +22,7 @@ def contact_sheet(
     Returns:
         The sheet.
     """
-    width, height = pictures[0].size
-    fit = _CELL / max(width, height)
-    scale = float(int(fit)) if fit >= 1 else fit  # small pictures are enlarged by whole numbers
-    cell = (round(width * scale), round(height * scale))
+    cell = _fitted(pictures[0].size)
     columns = min(len(pictures), max(1, int(np.ceil(np.sqrt(len(pictures))))))
     rows = -(-len(pictures) // columns)
     face = max(cell) // 2
@@ -43,14 +40,19 @@ def contact_sheet(
     if people:
         x = left + _GAP
         ImageDraw.Draw(sheet).line([(x, _GAP), (x, size[1] - _GAP)], _INK)
-    sampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     for k, picture in enumerate(pictures):
         at = (
             left + (2 * _GAP if people else 0) + _GAP + k % columns * (cell[0] + _GAP),
             _GAP + k // columns * (cell[1] + _GAP),
         )
-        sheet.paste(picture.resize(cell, sampling), at)
+        sheet.paste(picture.resize(cell, Image.Resampling.LANCZOS), at)
     return sheet
+
+
+def _fitted(size: tuple[int, int]) -> tuple[int, int]:
+    """A picture's size on a sheet: small pictures are enlarged, large ones reduced."""
+    scale = _CELL / max(size)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
 def heat_map(picture: Image.Image, shares: np.ndarray, names: Sequence[str]) -> Image.Image:
@@ -62,9 +64,11 @@ def heat_map(picture: Image.Image, shares: np.ndarray, names: Sequence[str]) -> 
         names: of the photos.
 
     Returns:
-        The picture and r maps in a row. Red is the photo's largest share, which is written
-        below; white is none.
+        The picture and r maps in a row, small pictures enlarged. Red is the photo's largest
+        share, which is written below; white is none.
     """
+    if max(picture.size) < _CELL:
+        picture = picture.resize(_fitted(picture.size), Image.Resampling.LANCZOS)
     width, height = picture.size
     line = 14
     sheet = Image.new("RGB", ((width + _GAP) * (1 + len(names)), height + line), _PAPER)

@@ -100,6 +100,15 @@ def test_the_pipeline_follows_the_control_image(network):
         pipe("a garden", **options, control_strength=-1.0)
 
 
+def test_a_controlnet_for_another_base_is_refused(network):
+    wide = ControlNet(network.module.clone(cross_attention_dim=48), network.params)
+    with pytest.raises(UserError, match="its cross_attention_dim is 48, the base's 32"):
+        FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(), controlnet=wide)
+    coarse = network.module.clone(conditioning_embedding_out_channels=(8, 8, 16))
+    with pytest.raises(UserError, match="its pixels per latent is 4, the base's 8"):
+        FusionPipeline(tiny.tiny_base(), controlnet=ControlNet(coarse, network.params))
+
+
 def test_what_is_no_controlnet_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="is no file or folder; name a ControlNet"):
         ControlNet.from_pretrained(tmp_path / "nothing")

@@ -185,16 +185,24 @@ def test_the_same_seed_is_the_same_picture_alone_and_in_any_batch(paint):
     assert levels_apart(alone[0], alone[1]) > 10
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_the_same_pictures_on_several_devices(people, paint, devices):
-    options = {"scheduler": "euler_ancestral", "num_images_per_prompt": 4}
-    masks = np.ones((1, 64, 64), np.float32)
-    one = paint(**options, masks=masks)
+@pytest.fixture(scope="module")
+def eight(paint):
+    """Eight pictures on one device, and how they were painted."""
+    options = {
+        "scheduler": "euler_ancestral",
+        "num_images_per_prompt": 8,
+        "masks": np.ones((1, 64, 64), np.float32),
+    }
+    return paint(**options).images, options
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_the_same_pictures_on_several_devices(people, eight, devices):
+    images, options = eight
     spread = make_pipe(devices)(
-        "a person in a garden", people[:1], num_inference_steps=STEPS, seed=5, masks=masks,
-        **options,
-    )  # fmt: skip
-    for a, b in zip(one.images, spread.images, strict=True):
+        "a person in a garden", people[:1], num_inference_steps=STEPS, seed=5, **options
+    )
+    for a, b in zip(images, spread.images, strict=True):
         assert levels_apart(a, b) <= 1
 
 
@@ -215,6 +223,22 @@ def test_a_saved_identity_gives_the_same_picture(people, paint, tmp_path):
     people[0].save(tmp_path / "someone.safetensors")
     again = Identity.load(tmp_path / "someone.safetensors")
     assert levels_apart(paint().images[0], paint(identities=[again]).images[0]) == 0
+
+
+def test_an_identity_serves_every_adapter_of_its_base(people):
+    """What is kept is what the frozen UNet saw, so it does not depend on the adapter."""
+    other = FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(seed=9), devices=jax.devices()[:1])
+    for layer, states in other.encode_identity(tiny.photo(1), crop="none").states.items():
+        assert np.array_equal(states, people[0].states[layer])
+    other.check(Picture("x", identities=people), Settings(64, 64))
+
+
+def test_a_fresh_person_is_the_same_for_the_same_number(pipe):
+    one, same, other = (pipe.fresh_identity(seed) for seed in (7, 7, 8))
+    assert np.array_equal(one.latents, same.latents)
+    assert np.array_equal(one.thumbnails, same.thumbnails)
+    assert np.abs(one.latents - other.latents).max() > 0.1
+    assert set(one.states) == set(pipe.fusion.layers)
 
 
 def test_given_latents_are_the_starting_noise(paint):
@@ -357,7 +381,8 @@ MASKS = np.ones((2, 64, 64), np.float32)
     [
         ({"height": 60}, "height is 60; it must be a multiple of 16, for example 64"),
         ({"width": 0}, "width is 0; it must be a multiple of 16"),
-        ({"scheduler": "heun"}, "scheduler is 'heun'; known are ddim"),
+        ({"scheduler": "heun"}, "scheduler is 'heun'; choose one of ddim"),
+        ({"scheduler": "DPM++ 2M"}, "did you mean 'dpmpp_2m'[?] Choose one of ddim"),
         ({"num_inference_steps": 0}, r"number of steps is 0; it must be in 1\.\.999"),
         ({"seed": -1}, r"seed is -1; it must be in 0\.\."),
         ({"guidance_scale": 0.5}, "guidance_scale is 0.5; it must be a finite number ≥ 1"),
@@ -405,6 +430,14 @@ def test_an_identity_of_another_base_or_option_is_refused(pipe, people, paint):
 def test_more_people_than_masks(people, paint):
     with pytest.raises(UserError, match="masks holds 1 masks for 2 identities"):
         paint(identities=people, masks=MASKS[:1])
+
+
+def test_a_mask_within_another_is_warned_of(pipe, people):
+    """Equation 7: a place in two masks sees nobody."""
+    masks = MASKS.copy()
+    masks[0, :32] = 0
+    with pytest.warns(UserWarning, match="mask 0 lies within the others' masks"):
+        pipe.check(Picture("x", identities=people, masks=masks), Settings(64, 64))
 
 
 def test_pictures_that_cannot_be_painted_together(pipe, people):

@@ -1,11 +1,14 @@
 """`python -m sample` on a tiny model in files: pictures, scenes, requests, repetition, errors."""
 
+import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,11 +16,15 @@ from PIL import Image
 from fusionjax.errors import UserError
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import save_adapter
+from fusionjax.pipeline import MINI_FUSION, Settings
+from fusionjax.unet import FusionUNet
 from sample.__main__ import main
-from sample.files import read_picture
-from sample.job import Job
+from sample.files import read_picture, read_scene
+from sample.job import Job, Person
 from sample.options import parse
 from sample.progress import Bar
+from sample.run import Studio, _even, _is_embedded
+from sample.sheet import contact_sheet, heat_map
 from tests import tiny
 
 
@@ -34,7 +41,24 @@ def world(tmp_path_factory):
     )  # fmt: skip
     for name, seed in (("ann", 1), ("ben", 2)):
         Image.fromarray(tiny.photo(seed)).save(folder / f"{name}.png")
+    Image.fromarray(tiny.photo(3, 200)).save(folder / "wall.png")  # nobody's face
+    right = np.zeros((64, 64), np.uint8)
+    right[:, 32:] = 255
+    Image.fromarray(right).save(folder / "right.png")
+    Image.fromarray(right * 0).save(folder / "black.png")
+    (folder / "black.yaml").write_text("{prompt: x, people: [{faces: ann.png, mask: black.png}]}")
+    latents = np.zeros((1, 8, 8, 4), np.float32)
+    thumbnails = np.zeros((1, 16, 16, 3), np.uint8)
+    Identity({}, latents, thumbnails, (1.0,), "f" * 16).save(folder / "other.safetensors")
     return folder
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The names of the programs that are compiled."""
+    names = []
+    monkeypatch.setattr(Bar, "compiling", lambda self, program: names.append(program))
+    return names
 
 
 @pytest.fixture
@@ -97,27 +121,83 @@ def test_an_identity_file_stands_for_its_photos(sample, world, tmp_path):
 
 
 def test_a_scene_places_people(sample, world, tmp_path, capsys):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:, 32:] = 255
-    Image.fromarray(mask).save(tmp_path / "right.png")
+    """A mixture of two people on the left, one of them on the right."""
+    (tmp_path / "right.png").write_bytes((world / "right.png").read_bytes())
     (tmp_path / "scene.yaml").write_text(
         f"""
         prompt: two people
         num_images: 1
         people:
-          - {{faces: [{world}/ann.png], box: [0, 0, 0.5, 1]}}
+          - {{faces: [{world}/ann.png, {world}/ben.png], weights: [0.7, 0.3], box: [0, 0, 0.5, 1]}}
           - {{faces: [{world}/ben.png], mask: right.png, strength: 0.8}}
         """
     )
     out = sample("--scene", tmp_path / "scene.yaml", "--attention-share")
-    said = capsys.readouterr().out
-    assert "attention: text " in said
-    assert "ann.png" in said
-    assert (out / "0001_seed0_attention.png").is_file()
+    told = re.search(
+        r"attention: text (.*)%, person 1 (.*)% \(ann.png (.*)%, ben.png (.*)%\), ben.png (.*)%",
+        capsys.readouterr().out,
+    )
+    text, first, ann, ben, second = map(float, told.groups())
+    assert text + first + second == pytest.approx(100, abs=0.2)
+    assert ann + ben == pytest.approx(first, abs=0.2)
+    assert Image.open(out / "0001_seed0_attention.png").width > 4 * 256  # the picture, three maps
     swapped = (tmp_path / "scene.yaml").read_text().replace("[0, 0, 0.5, 1]", "[0.5, 0, 1, 1]")
     (tmp_path / "other.yaml").write_text(swapped)
     sample("--scene", tmp_path / "other.yaml")
     assert not np.array_equal(pixels(out / "0001_seed0.png"), pixels(out / "0002_seed0.png"))
+
+
+def test_a_fresh_person_is_one_line_of_a_scene(sample, tmp_path):
+    scene = tmp_path / "scene.yaml"
+    scene.write_text("{prompt: a person, people: [{fresh: 7, looks: an old man}]}")
+    assert read_scene(scene).people == (Person(fresh=7, looks="an old man"),)
+    out = sample("--fresh-face", 7, "--looks", "an old man", "--prompt", "a person")
+    assert read_picture(out / "0001_seed0.png").people == read_scene(scene).people
+
+
+def test_painting_in_a_picture_and_again(sample, world):
+    out = sample("--prompt", "x", "--image", world / "ann.png", "--image-strength", 0.5,
+                 "--paint-where", world / "right.png")  # fmt: skip
+    sample("--from", out / "0001_seed0.png")
+    assert np.array_equal(pixels(out / "0001_seed0.png"), pixels(out / "0002_seed0.png"))
+
+
+def test_every_option_reaches_the_picture(world, monkeypatch):
+    layer = next(iter(FusionUNet(tiny.tiny_base().unet).layers))
+    line = f"""
+        --base {world}/base --fusion {world}/fusion.safetensors --cache {world}/cache
+        --prompt x --negative-prompt y --face {world}/ann.png {world}/ben.png
+        --face-weights 0.25 0.75 --face-strength 0.9 --face-steps 0.1 0.8
+        --layer-strength {layer}=0.5 --face-guidance-scale 2 --guidance-scale 4
+        --faces-in-negative --num-images 2 --seed 5 --steps 6 --scheduler lms
+        --image {world}/ann.png --image-strength 0.5 --paint-where {world}/right.png
+    """
+    options = parse(line.split())
+    studio = Studio(options.job(), options, Bar(None))
+    job, settings = studio.settled(options.job())
+    assert settings == Settings(64, 64, 6, "lms", image_strength=0.5, faces_in_negative=True)
+    first, second = studio.pictures(job, settings)
+    assert (first.prompt, first.negative_prompt) == ("x", "y")
+    assert (first.seed, second.seed) == (5, 6)
+    assert [person.weights for person in first.identities] == [(0.25, 0.75)]
+    assert first.face_strength == [0.9]
+    assert first.face_steps == (0.1, 0.8)
+    assert first.layer_strength == {layer: 0.5}
+    assert (first.guidance_scale, first.face_guidance_scale) == (4, 2)
+    assert np.array_equal(first.image, tiny.photo(1) / np.float32(255) * 2 - 1)
+    assert np.array_equal(first.paint_where.mean(0), np.arange(64) >= 32)
+
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(studio.pipe.runner, "run", exhausted)
+    with pytest.raises(UserError, match="does not hold 2 pictures of 64×64 at once; use a smaller"):
+        next(studio.painted([first, second], settings, 4))
+    monkeypatch.undo()
+
+    monkeypatch.setattr("sample.run._PEOPLE_BYTES", 1)  # memory for one person
+    assert len(studio.people(dataclasses.replace(job, crop="none"))[0]) == 2
+    assert len(studio._people) == 1
 
 
 def test_requests_paint_all_but_the_bad_row_and_resume(sample, world, tmp_path, capsys):
@@ -155,9 +235,80 @@ def test_requests_paint_all_but_the_bad_row_and_resume(sample, world, tmp_path, 
     assert len(list(out.glob("*.png"))) == 20
 
 
+def test_requests_go_on_after_being_stopped(sample, world, monkeypatch, compiled):
+    """Stopped in the second batch: what was painted stays, the rest is painted then."""
+    rows = [{"prompt": f"picture {i}", "seed": i, "faces": ["ann.png"]} for i in range(7)]
+    requests = world / "stopped.jsonl"
+    requests.write_text("\n".join(map(json.dumps, rows)))
+    words = ("--requests", requests, "--batch-size", 4)
+    batches = []
+
+    def stop(self, stage, *_):
+        batches.append(stage == "decode")
+        if sum(batches) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bar, "__call__", stop)
+        out = sample(*words, status=130)
+    names = [f"row{i:04d}_000.png" for i in range(1, 8)]
+    results = (out / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["pictures"] for line in results] == [[name] for name in names[:4]]
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert sorted(before) == names[:4]
+    assert compiled.count("steps") == 1  # the batch of three is filled up to four
+    sample(*words)
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert sorted(after) == names
+    assert before.items() <= after.items()
+
+
+def test_batches_are_evenly_filled():
+    assert [_even(pictures, 4) for pictures in (1, 4, 5, 8, 9, 13)] == [1, 4, 3, 4, 3, 4]
+
+
+def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
+    fusion = tmp_path / "fusion.safetensors"
+    fusion.write_bytes((world / "fusion.safetensors").read_bytes())
+    common = ["--cache", str(world / "cache"), "--output", str(tmp_path / "out"), "--quiet"]
+    words = ["--fusion", str(fusion), "--prompt", "x", "--face", str(world / "ann.png")]
+    assert main([*common, *words, "--steps", "2"]) == 0
+    painted = str(tmp_path / "out" / "0001_seed0.png")
+    save_adapter(fusion, *tiny.tiny_fusion(seed=9), base=str(world / "base"))
+    capsys.readouterr()
+    assert main([*common, "--from", painted]) == 2
+    assert "was painted with the fusion" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--promt", "x"], "--promt is not known; did you mean --prompt?"),
+        (["--zebra"], "--zebra is not known; `python -m sample --help` lists all options"),
+        (["beach"], "'beach' belongs to no option; put texts of several words in quotes"),
+        (["--steps", "many"], "--steps: 'many' is no whole number"),
+        (["--guidance-scale", "x"], "--guidance-scale: 'x' is no number"),
+        (["--face"], "--face: expected at least one argument"),
+        (["--looks", "old"], "--looks is given without --fresh-face"),
+        (["--fresh-face", "1", "--no-face"], "--fresh-face and --no-face are both given"),
+        (["--scheduler", "DPM++"], "scheduler is 'DPM++'; did you mean 'dpmpp_2m'? Choose one of"),
+        (["--crop", "face"], "crop is 'face'; choose one of auto, none"),
+        (["--dtype", "bf16"], "dtype is 'bf16'; did you mean 'bfloat16'? Choose one of"),
+        (["--output", "{world}/ann.png/out"], "ann.png is a file; name another"),
+        (["--save-identity", "{world}/ann.png/x"], "ann.png is a file; name another"),
+        (["--attention-share"], "--attention-share needs a person, and there is none"),
+        (["--controlnet", "x"], "a ControlNet is given without --control-image"),
+        (
+            ["--depth-from", "{world}/ann.png", "--controlnet", "x"],
+            "--depth-from needs --depth-mod",
+        ),
+        (["--depth-from", "nobody.png"], "nobody.png does not exist"),
+        (["--face", "{world}/ann.png", "{world}/wall.png"], "no face was found in"),
+        (
+            ["--face", "{world}/other.safetensors"],
+            "was encoded with the base model ffffffffffffffff",
+        ),
+        (["--scene", "{world}/black.yaml"], "black.png is black everywhere: its person would have"),
         (["--scheduler", "pndm", "--steps", "0"], "steps is 0; it must be in 1..999"),
         (["--height", "60"], "height is 60; it must be a multiple of 8, for example 64"),
         (["--height", "56"], "height is 56; it must be a multiple of 16"),
@@ -178,16 +329,17 @@ def test_requests_paint_all_but_the_bad_row_and_resume(sample, world, tmp_path, 
         (["--save-identity", "x.safetensors"], "--save-identity needs one person, and there are 0"),
     ],
 )
-def test_errors_are_one_line_and_status_two(sample, world, words, message, capsys):
+def test_errors_are_one_line_and_status_two(sample, world, words, message, capsys, compiled):
     words = [word.format(world=world) for word in words]
     sample(*([] if "--scene" in words else ["--prompt", "x"]), *words, status=2)
+    assert not compiled
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert message in lines[0]
 
 
-def test_an_adapter_for_another_base_is_refused(sample, world, tmp_path, capsys):
+def test_an_adapter_for_another_base_is_refused(sample, world, tmp_path, capsys, compiled):
     params, options = tiny.tiny_fusion()
     name = next(iter(params))
     wrong = {**params, name: {k: np.zeros((48, 48), np.float32) for k in ("kf", "vf")}}
@@ -195,6 +347,19 @@ def test_an_adapter_for_another_base_is_refused(sample, world, tmp_path, capsys)
     sample("--prompt", "x", "--base", world / "base", "--fusion", tmp_path / "wrong.safetensors",
            status=2)  # fmt: skip
     assert "was trained for another base model" in capsys.readouterr().err
+    assert not compiled
+
+
+def test_an_adapter_for_a_base_of_the_same_shape_is_warned_of(world, tmp_path, capsys):
+    """Bases that were trained further are what adapters are used with."""
+    params, options = tiny.tiny_fusion()
+    adapter = tmp_path / "adapter.safetensors"
+    save_adapter(adapter, params, options, base="sd15", base_fingerprint="0" * 16)
+    typed = parse(["--base", f"{world}/base", "--fusion", str(adapter), "--prompt", "x"])
+    Studio(typed.job(), typed, Bar(None))
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1
+    assert "was trained on the base sd15 with fingerprint 0000000000000000; this base has" in said
 
 
 def test_a_face_that_is_not_found_names_the_remedy(sample, tmp_path, capsys):
@@ -239,6 +404,11 @@ def test_help_needs_no_models():
         ({"people": "ann"}, "people is 'ann'; it must be a list"),
         ({"people": ["ann"]}, "a person is 'ann'; it must have keys such as faces"),
         ({"people": [{}]}, "a person has no faces; name at least one"),
+        ({"people": [{"fresh": 1, "faces": ["x"]}]}, "x does not exist"),
+        ({"fresh": -1}, "fresh is -1; it must be in 0..4294967295"),
+        ({"fresh": 1, "people": []}, "fresh and people are both given"),
+        ({"looks": "old"}, "looks are given without fresh"),
+        ({"frehs": 1}, "did you mean 'fresh'?"),
         ({"faces": ["a.png"], "people": []}, "faces and people are both given"),
         ({"layer_strength": 2}, "layer_strength is 2; it must map layers to numbers"),
         ({"face_strength": -2}, "face_strength is -2; it must be ≥ 0"),
@@ -266,15 +436,38 @@ def test_people_of_a_job(world):
     assert set(job.to_json()) == {"prompt", "people"}
 
 
+def test_an_adapter_for_the_embedded_base_has_its_defaults(world):
+    assert _is_embedded(Job())
+    assert _is_embedded(Job(base="mini"))
+    assert _is_embedded(Job(fusion=str(MINI_FUSION)))
+    assert not _is_embedded(Job(fusion=str(world / "fusion.safetensors")))
+    assert not _is_embedded(Job(fusion="nothing"))
+
+
 def test_only_what_was_typed_goes_over_a_scene():
     within = Job(prompt="a scene", steps=7)
     assert parse(["--seed", "3"]).job(within) == Job(prompt="a scene", steps=7, seed=3)
     assert parse(["--steps", "30"]).job(within).steps == 30
 
 
+def test_sheets_show_small_pictures_large():
+    """Pictures and faces of 64 pixels are seen, and none is drawn larger than it needs to be."""
+    photos, small = Image.new("RGB", (128, 128), "red"), Image.new("RGB", (64, 32), "blue")
+    sheet = contact_sheet([[photos]], [small])
+    assert sheet.size[0] > 128 + 256
+    counts = {colour: count for count, colour in sheet.getcolors(1 << 16)}
+    assert counts[0, 0, 255] == 256 * 128
+    assert counts[255, 0, 0] == 128 * 128
+    large = contact_sheet([], [Image.new("RGB", (512, 768), "blue")] * 4)
+    assert large.size == (2 * (171 + 8) + 8, 2 * (256 + 8) + 8)
+    share = np.ones((8, 8, 1)) * 0.25
+    assert heat_map(small, share, ["ann.png"]).size == (2 * (256 + 8), 128 + 14)
+
+
 def test_the_bar_tells_steps_and_compilation():
     out = io.StringIO()
     bar = Bar(out)
+    bar.compiling("steps")  # only a terminal waits
     bar("compile", 1, 1, 12.3)
     for done in (10, 20, 30):
         bar("steps", done, 30, 5.0)
@@ -284,5 +477,7 @@ def test_the_bar_tells_steps_and_compilation():
     out = io.StringIO()
     out.isatty = lambda: True
     bar = Bar(out)
+    bar.compiling("steps")
+    assert "compiling (steps) …" in out.getvalue()
     bar("steps", 10, 30, 60.0)
     assert "10/30 steps, 6 s a step, 2 min 00 s left" in out.getvalue()

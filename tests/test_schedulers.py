@@ -176,7 +176,7 @@ def test_starting_from_a_picture_runs_the_last_steps(name):
 def test_more_levels_than_one_table_can_hold_are_refused():
     with pytest.raises(UserError, match=r"steps is 1000; it must be in 1\.\.999"):
         schedulers.plan(NoiseSchedule(), "ddim", 1000)
-    with pytest.raises(UserError, match="scheduler is 'heun'; known are ddim"):
+    with pytest.raises(UserError, match="scheduler is 'heun'; choose one of ddim"):
         schedulers.plan(NoiseSchedule(), "heun", 10)
     with pytest.raises(UserError, match=r"strength 0\.01 of 20 steps leaves none to run"):
         schedulers.plan(NoiseSchedule(), "ddim", 20, image_strength=0.01)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fusionjax.unet import AttentionLayer, FusionOptions, FusionParams
 
 _WEIGHTS = ("kf", "vf")
-_METADATA = "fusionjax"
+METADATA = "fusionjax"
 
 
 class Adapter(NamedTuple):
@@ -86,7 +86,7 @@ def save_adapter(
     }
     about = {"base": base, "base_fingerprint": base_fingerprint}
     about = {name: value for name, value in about.items() if value is not None}
-    metadata = {_METADATA: json.dumps({**options.to_json(), **about})}
+    metadata = {METADATA: json.dumps({**options.to_json(), **about})}
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=metadata)
@@ -136,13 +136,13 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
     """
     weights: dict[str, dict[str, np.ndarray]] = {}
     with SafetensorsFile(path) as file:
-        if _METADATA not in file.metadata:
+        if METADATA not in file.metadata:
             kind = kind_of(file) or "something else"
             raise UserError(
                 f"{path} is not an adapter that fusionjax exported; it seems to be {kind}"
             )
         try:
-            options = json.loads(file.metadata[_METADATA])
+            options = json.loads(file.metadata[METADATA])
         except (ValueError, RecursionError):
             options = None
         if not isinstance(options, dict):
