@@ -14,7 +14,7 @@ d features of a head.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -138,14 +138,25 @@ def attention_share(
     return _blockwise(query, joined_key, value, bias, face_length).mean(2)
 
 
-def default_implementation(dtype: jax.typing.DTypeLike) -> Implementation:
-    """The fastest implementation that this process's devices run for inputs of `dtype`."""
-    device = jax.devices()[0]
+def default_implementation(
+    dtype: jax.typing.DTypeLike, devices: Sequence[jax.Device] | None = None
+) -> Implementation:
+    """The fastest implementation for inputs of `dtype`.
+
+    Args:
+        dtype: Of queries, keys and values.
+        devices: What it will run on; None is this process's devices.
+
+    Returns:
+        Its name.
+    """
+    devices = jax.devices() if devices is None else devices
+    device = devices[0]
     if device.platform == "gpu" and jnp.dtype(dtype).itemsize == 2:
         capability = str(getattr(device, "compute_capability", "0.0"))
         if float(capability.partition(".")[0]) >= 8:
             return "cudnn"
-    if device.platform == "tpu" and jax.device_count() == 1:
+    if device.platform == "tpu" and len(devices) == 1:
         return "tpu"
     return "xla"
 

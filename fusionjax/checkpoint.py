@@ -4,7 +4,11 @@ Orbax writes them asynchronously and atomically: a kill at any moment leaves the
 one usable.
 """
 
+import contextlib
 import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +80,30 @@ class Checkpoints:
             state: a pytree with an `ema` attribute.
             position: the data's position in this process.
             validation_loss: of exactly these weights, if known; decides which is the best.
+
+        Raises:
+            UserError: if it, or the one before, cannot be written.
         """
         # Writing goes on beside the next steps, which give the state's memory back to XLA; on a
         # CPU Orbax would read that very memory.
         state = jax.tree.map(jnp.copy, state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                ema=ocp.args.StandardSave(state.ema),
-                position=ocp.args.JsonSave(_of_all_processes(position)),
-            ),
-            metrics=None if validation_loss is None else {METRIC: validation_loss},
-            force=True,
-        )
+        positions = _of_all_processes(position)
+        with self._disk_errors_told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    ema=ocp.args.StandardSave(state.ema),
+                    position=ocp.args.JsonSave(positions),
+                ),
+                metrics=None if validation_loss is None else {METRIC: validation_loss},
+                force=True,
+            )
+
+    def check(self) -> None:
+        """Raises UserError if what is being saved has turned out not to be writable."""
+        with self._disk_errors_told():
+            self._manager.check_for_errors()
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Reads one step.
@@ -130,12 +144,36 @@ class Checkpoints:
             return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
     def wait(self) -> None:
-        """Waits until everything started is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything started is on disk; UserError if it cannot be written."""
+        with self._disk_errors_told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self._manager.close()
+        """Waits, and lets go of the folder; UserError if something cannot be written."""
+        with self._disk_errors_told():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _disk_errors_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError is TensorStore's
+            if isinstance(error, UserError) or (reason := _of_the_disk(error)) is None:
+                raise
+            newest = self.latest()
+            kept = "there is none before it" if newest is None else f"step {newest} is untouched"
+            raise UserError(
+                f"a checkpoint in {str(self._manager.directory)!r} cannot be written ({reason}); "
+                f"{kept}. Once that is mended, the same command goes on from there"
+            ) from error
+
+
+def _of_the_disk(error: OSError | ValueError) -> str | None:
+    """What the system said, if it was the system that refused."""
+    if isinstance(error, OSError):
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else None
 
 
 def _of_all_processes(position: dict[str, Any]) -> dict[str, Any]:

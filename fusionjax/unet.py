@@ -150,6 +150,30 @@ class Faces:
         )
 
 
+@jax.custom_vjp
+def _project(hidden: Array, kernel: Array) -> Array:
+    """Equation 2 in the type of `hidden`; the gradient of `kernel` is worked out in float32.
+
+    It is summed over the batch, on several devices by an all-reduce, and 16 bits would lose what
+    the sum is for.
+    """
+    return jnp.einsum("brkD,De->brke", hidden, kernel.astype(hidden.dtype))
+
+
+def _project_forward(hidden: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _project(hidden, kernel), (hidden, kernel)
+
+
+def _project_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    hidden, kernel = saved
+    of_hidden = jnp.einsum("brke,De->brkD", slope, kernel.astype(slope.dtype))
+    of_kernel = jnp.einsum("brkD,brke->De", hidden, slope, preferred_element_type=jnp.float32)
+    return of_hidden, of_kernel.astype(kernel.dtype)
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
 class FusionUNet:
     """The frozen UNet and the faces.
 
@@ -285,8 +309,7 @@ class FusionUNet:
             hidden = states[name].astype(self.unet.dtype)
             shape = (*hidden.shape[:3], layer.heads, layer.head_features)
             for weight, tokens in (("kf", keys), ("vf", values)):
-                kernel = fusion_params[name][weight].astype(hidden.dtype)
-                tokens[name] = jnp.einsum("brkD,De->brke", hidden, kernel).reshape(shape)
+                tokens[name] = _project(hidden, fusion_params[name][weight]).reshape(shape)
         return keys, values
 
     def faces(

@@ -1,21 +1,28 @@
 """Training an adapter on a tiny base: it learns, and it leaves everything else alone."""
 
+import contextlib
 import dataclasses
 import json
+import math
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from fusionjax.checkpoint import Checkpoints, load_adapter
 from fusionjax.data import mini_faces
 from fusionjax.data.cache import CachedLatents
+from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import load_adapter_file
 from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
 from fusionjax.unet import FusionOptions
-from tests.tiny import tiny_base
+from tests.tiny import PIXELS, tiny_base
+from train.collectives import collectives
 from train.config import (
     AdapterRun,
     CheckpointConfig,
@@ -25,8 +32,10 @@ from train.config import (
     ValidationConfig,
 )
 from train.loop import run
-from train.objectives.adapter import AdapterObjective, _box_weight
-from train.step import init_state, make_optimizer, make_step
+from train.main import main
+from train.objectives.adapter import AdapterObjective, _box_weight, _by_time
+from train.step import init_state, make_optimizer, make_step, shard_step
+from train.watch import of_shares, scalars
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
 
@@ -131,34 +140,77 @@ def test_a_dropped_face_changes_nothing(objective, batch):
     assert abs(shown[0] - shown[1]) > 1e-5
 
 
-def test_the_losses_do_not_depend_on_the_number_of_devices(objective, config, batch):
-    curves = []
+def compiled_step(objective, config, batch, devices, fsdp):
+    """The run's own step for a mesh, and what it is called with."""
+    mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
+    frozen = jax.device_put(objective.frozen, frozen_sharding(mesh, objective.frozen))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    step = make_step(objective.loss, optimizer, config.optimizer, config.precision)
+    state = init_state(
+        objective.init(jax.random.key(0), objective.frozen), optimizer, config.precision
+    )
+    state = jax.device_put(state, replicated(mesh))
+    rest = (frozen, put_batch(mesh, batch), jax.random.key(1))
+    return shard_step(step, mesh, frozen).lower(state, *rest).compile(), state, rest
+
+
+def test_devices_change_no_loss_and_exchange_gradients_alone(objective, config, batch):
+    """On one device, on two with the data split, on four with the frozen weights split too."""
+    curves, said = [], []
     for devices, fsdp in ((1, 1), (2, 1), (4, 2)):
-        mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
-        frozen = jax.device_put(objective.frozen, frozen_sharding(mesh, objective.frozen))
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        step = jax.jit(make_step(objective.loss, optimizer, config.optimizer, config.precision))
-        state = init_state(
-            objective.init(jax.random.key(0), objective.frozen), optimizer, config.precision
-        )
-        state = jax.device_put(state, replicated(mesh))
+        step, state, rest = compiled_step(objective, config, batch, devices, fsdp)
+        said.append(collectives(step.as_text()))
         losses = []
         for _ in range(3):
-            state, metrics = step(state, frozen, put_batch(mesh, batch), jax.random.key(1))
+            state, metrics = step(state, *rest)
             losses.append(float(metrics["loss"]))
         curves.append(losses)
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
     np.testing.assert_allclose(curves[2], curves[0], rtol=1e-5)
 
+    alone, data, split = said
+    assert not alone
+    gradients = sorted(x.shape for x in jax.tree.leaves(state.params))
+    for spoken in (data, split):
+        sums = [c for c in spoken if c.kind == "all-reduce"]
+        assert len(sums) == 1  # all gradients together, and the metrics
+        assert sorted(shape for shape in sums[0].shapes if shape) == gradients
+        numbers = sum(shape == () for shape in sums[0].shapes)
+        assert sums[0].size_bytes == 4 * (numbers + sum(math.prod(x) for x in gradients))
+    assert [c.kind for c in data] == ["all-reduce"]
+    # The frozen weights that are split are gathered, each whole, and nothing else is.
+    frozen = rest[0]
+    is_split = [x.shape for x in jax.tree.leaves(frozen) if not x.sharding.is_fully_replicated]
+    gathered = [shape for c in split if c.kind == "all-gather" for shape in c.shapes]
+    assert sorted(gathered) == sorted(is_split)
+    assert {c.kind for c in split} == {"all-reduce", "all-gather"}
 
-def test_a_run_from_start_to_end(config, shelf):
-    folder = run(dataclasses.replace(config, output=str(shelf / "run")))
+
+@pytest.fixture(scope="module")
+def finished(config, shelf):
+    """The folder of a run that came to its end."""
+    return run(dataclasses.replace(config, output=str(shelf / "run")))
+
+
+def test_a_run_from_start_to_end(finished):
+    folder = finished
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["group"] == "train"]
     assert steps == [2, 4]
-    assert [line["step"] for line in lines if line["group"] == "validation"] == [4]
     assert all(0 <= line["input_wait_share"] <= 1 for line in lines if line["group"] == "train")
-    assert (folder / "grids" / "000004.png").is_file()
+    assert all(line["images_s"] > 0 for line in lines if line["group"] == "train")
+
+    # Validation: the loss, also by quarter of the timesteps, and a grid of six people in four
+    # rows: photo, true picture, with adapter, without.
+    (validation,) = (line for line in lines if line["group"] == "validation")
+    assert validation["step"] == 4
+    quarters = [validation[f"mse_t{i}"] for i in range(4) if f"mse_t{i}" in validation]
+    assert len(quarters) > 1
+    assert min(quarters) <= validation["mse"] <= max(quarters)
+    assert not any(name.endswith("_share") for name in validation if name != "input_wait_share")
+    grid = Image.open(folder / "grids" / "000004.png")
+    people = grid.width // PIXELS
+    assert grid.size == (people * (PIXELS + 2) + 2, 4 * (PIXELS + 2) + 2)
 
     # What a checkpoint holds: three copies of kf, vf and their moments, not the base.
     base = tiny_base()
@@ -187,8 +239,6 @@ def test_a_run_from_start_to_end(config, shelf):
 def test_stopped_and_continued_is_the_same_run(config, shelf):
     whole = run(dataclasses.replace(config, output=str(shelf / "whole"), mesh=MeshConfig()))
     # Stop after step 2 by taking the later checkpoint away, as a kill would have.
-    import shutil
-
     broken = shelf / "broken"
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
@@ -202,12 +252,109 @@ def test_stopped_and_continued_is_the_same_run(config, shelf):
     assert [(x["step"], x["loss"]) for x in a] == [(x["step"], x["loss"]) for x in b]
 
 
-def test_a_run_is_not_continued_with_other_settings(config, shelf):
-    folder = run(dataclasses.replace(config, output=str(shelf / "other")))
+def test_a_run_is_not_continued_with_other_settings(config, finished):
     with pytest.raises(UserError, match="begun with seed 0 and is to be continued with 1"):
-        run(dataclasses.replace(config, output=str(folder), seed=1))
+        run(dataclasses.replace(config, output=str(finished), seed=1))
     with pytest.raises(UserError, match="already holds a run"):
-        run(dataclasses.replace(config, output=str(folder), resume=False))
+        run(dataclasses.replace(config, output=str(finished), resume=False))
+
+
+@pytest.fixture
+def begun(finished, tmp_path):
+    """A copy of the run as it was after step 2."""
+    folder = tmp_path / "begun"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoints" / "4")
+    return folder
+
+
+def typed(config, tmp_path, **changed):
+    """What a command line with this configuration ends with."""
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from fusionjax.unet import FusionOptions\nfrom train.config import *\n"
+        f"config = {dataclasses.replace(config, **changed)!r}\n"
+    )
+    return main([str(file)])
+
+
+@contextlib.contextmanager
+def full_disk(most_bytes):
+    """No file can grow beyond so many bytes: what a full disk is to those who write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def checkpoint_bytes(folder):
+    files = (f for f in (folder / "checkpoints" / "2").rglob("*") if f.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+def test_another_base_under_the_same_name_is_refused(config, shelf, begun, tmp_path, capsys):
+    shutil.copytree(shelf / "base", tmp_path / "kept")
+    before = checkpoint_bytes(begun)
+    shutil.rmtree(shelf / "base")
+    try:
+        tiny_base(seed=5).save_pretrained(shelf / "base", dtype=np.float32)
+        assert typed(config, tmp_path, output=str(begun)) == 2
+    finally:
+        shutil.rmtree(shelf / "base")
+        shutil.copytree(tmp_path / "kept", shelf / "base")
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error"))
+    assert f"{str(begun)!r} was begun on a base of fingerprint {tiny_base().fingerprint!r}" in line
+    assert "other weights" in line
+    assert checkpoint_bytes(begun) == before
+    assert load_adapter(begun).base_fingerprint == tiny_base().fingerprint
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert typed(config, tmp_path, output=str(tmp_path / "file" / "run")) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: the run's folder '{tmp_path}/file/run' cannot be made (Not a directory); name"
+    )
+
+
+def test_a_full_disk_at_the_start_leaves_the_run_as_it_was(config, begun, tmp_path, capsys):
+    before = checkpoint_bytes(begun), (begun / "config.json").read_text()
+    with full_disk(1000):
+        assert typed(config, tmp_path, output=str(begun)) == 2
+    error = capsys.readouterr().err
+    assert "writing failed (File too large); make room, and the same command goes on" in error
+    assert (checkpoint_bytes(begun), (begun / "config.json").read_text()) == before
+    assert load_adapter(begun).params
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
+    @dataclasses.dataclass
+    class State:
+        ema: dict
+
+    jax.tree_util.register_dataclass(State, ["ema"], [])
+    numbers = np.random.default_rng(0).standard_normal((2, 100_000)).astype(np.float32)
+    first, second = (State({"x": jnp.array(x)}) for x in numbers)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, first, {"next": 1})
+    checkpoints.wait()
+    message = r"a checkpoint in .* cannot be written \(File too large\); step 1 is untouched"
+    with full_disk(100_000):
+        checkpoints.save(2, second, {"next": 2})
+        with pytest.raises(UserError, match=message):
+            checkpoints.wait()
+    checkpoints.close()
+
+    again = Checkpoints(tmp_path / "checkpoints")
+    assert again.latest() == 1
+    state, position = again.restore(1, first)
+    np.testing.assert_array_equal(state.ema["x"], first.ema["x"])
+    assert position == {"next": 1}
+    again.save(2, second, {"next": 2})  # there is room now
+    again.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +398,19 @@ def test_a_cache_of_something_else_is_refused(config, objective):
         CachedLatents(folder, {"base": "another"})
     with pytest.raises(UserError, match="no finished cache"):
         CachedLatents(config.data.folder)
+
+
+def test_means_over_a_share_survive_averaging():
+    schedule = NoiseSchedule()
+    error = jnp.array([1.0, 3.0, 10.0, 20.0])
+    parts = [
+        scalars(_by_time(error[i : i + 2], jnp.array(t), schedule))
+        for i, t in ((0, [10, 20]), (2, [30, 999]))
+    ]
+    averaged = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    assert of_shares(averaged | {"loss": 8.5}) == pytest.approx(
+        {"mse_t0": 14 / 3, "mse_t3": 20.0, "loss": 8.5}
+    )
 
 
 def test_the_face_box_covers_the_cells_it_touches():

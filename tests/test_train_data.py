@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fusionjax import photos
-from fusionjax.data import cache, face_pairs
+from fusionjax.data import cache, face_pairs, pipeline
 from fusionjax.data.augment import augment, face_square
 from fusionjax.data.pipeline import Batches, decode_image, open_records, to_bytes, to_unit
 from fusionjax.errors import UserError
@@ -124,6 +124,22 @@ def test_the_order_depends_on_the_seed_alone():
     c = [next(other) for _ in range(6)]
     assert any(not np.array_equal(x["x"], y["x"]) for x, y in zip(a, c, strict=True))
     for each in (first, second, other):
+        each.close()
+
+
+def test_several_processes_share_out_the_batches_of_one(monkeypatch):
+    whole = batches(range(10))
+    parts = []
+    for index in range(2):
+        monkeypatch.setattr(pipeline.jax, "process_count", lambda: 2)
+        monkeypatch.setattr(pipeline.jax, "process_index", lambda index=index: index)
+        parts.append(batches(range(10)))
+    for _ in range(6):
+        expected, shares = next(whole), [next(part) for part in parts]
+        for name in ("x", "drawn"):
+            got = np.concatenate([share[name] for share in shares])
+            np.testing.assert_array_equal(got, expected[name])
+    for each in (whole, *parts):
         each.close()
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fusionjax.attention import Implementation
 from fusionjax.errors import UserError
 from fusionjax.unet import FusionOptions
+from train.files import write_whole
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -196,13 +197,26 @@ class RunConfig:
                 f"{self.optimizer.accumulate_steps}; the first must be a multiple of the second"
             )
 
+    def check_batch(self, devices: int) -> None:
+        """Whether so many devices can share a batch out evenly.
+
+        Raises:
+            UserError: if they cannot.
+        """
+        parts = self.optimizer.accumulate_steps * devices
+        if self.batch_size % parts:
+            raise UserError(
+                f"batch_size is {self.batch_size}; it must be a multiple of {parts} "
+                f"({devices} devices × {self.optimizer.accumulate_steps} accumulated parts)"
+            )
+
     def to_json(self) -> dict[str, Any]:
         """The resolved run as plain JSON values; `kind` names the class."""
         return {"kind": type(self).__name__, **json.loads(json.dumps(dataclasses.asdict(self)))}
 
     def write(self, path: Path, **more: Any) -> None:
         """Writes the resolved run to a JSON file, with further facts beside it."""
-        path.write_text(json.dumps({**self.to_json(), **more}, indent=2) + "\n")
+        write_whole(path, json.dumps({**self.to_json(), **more}, indent=2) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from fusionjax.base import BaseModel
 from fusionjax.data import cache
 from fusionjax.data.pipeline import open_records
-from fusionjax.sharding import batch_sharding
+from fusionjax.sharding import batch_sharding, make_mesh
+from train.processes import by_the_first
 
 BATCH = 64
 
@@ -40,21 +41,28 @@ def cached_latents(
         The examples.
     """
     encode = jax.jit(base.encode_image)
-    sharding = batch_sharding(mesh)
-    with tqdm(desc=f"latents of {split}", unit="picture", delay=0.5) as bar:
+    # The first process works alone; it cannot read what lies on the others' devices.
+    devices = [device for device in mesh.devices.flat if device.process_index == 0]
+    sharding = batch_sharding(make_mesh(devices=devices))
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def opened() -> cache.CachedLatents:
+        with tqdm(desc=f"latents of {split}", unit="picture", delay=0.5) as bar:
 
-        return cache.cached_latents(
-            folder,
-            lambda: open_records(data, split),
-            lambda images: encode(base.params, jax.device_put(images, sharding)),
-            base.tokenize,
-            split=split,
-            about={"dataset": str(Path(data).absolute()), **made_from},
-            batch_size=-(-BATCH // mesh.size) * mesh.size,
-            with_references=with_references,
-            progress=progress,
-        )
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return cache.cached_latents(
+                folder,
+                lambda: open_records(data, split),
+                lambda images: encode(base.params, jax.device_put(images, sharding)),
+                base.tokenize,
+                split=split,
+                about={"dataset": str(Path(data).absolute()), **made_from},
+                batch_size=-(-BATCH // len(devices)) * len(devices),
+                with_references=with_references,
+                progress=progress,
+            )
+
+    by_the_first(opened, cache.folder_of_split(folder, split).is_dir)
+    return opened()

@@ -1,12 +1,8 @@
 """A run from top to bottom: data, devices, state, steps, the end."""
 
-import contextlib
 import datetime
 import json
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +14,13 @@ from tqdm import tqdm
 from fusionjax.checkpoint import Checkpoints, latest_run_step
 from fusionjax.data.pipeline import Batches
 from fusionjax.errors import UserError
-from fusionjax.sharding import batch_sharding, frozen_sharding, make_mesh, put_batch, replicated
+from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
 from train.config import RunConfig
+from train.files import make_folder
 from train.objectives import Objective, make_objective
-from train.step import init_state, make_optimizer, make_step
-from train.watch import Watch, scalars
+from train.processes import agreed, by_the_first, stop_signal
+from train.step import init_state, make_optimizer, make_step, shard_step
+from train.watch import Watch, of_shares, scalars
 
 
 def run(config: RunConfig) -> Path:
@@ -41,13 +39,17 @@ def run(config: RunConfig) -> Path:
     # ---- Where it is written, and whether it goes on from there ----
     folder = run_folder(config)
     writes = jax.process_index() == 0
-    going_on = _is_continued(config, folder)
+    going_on = agreed(str(_is_continued(config, folder))) == "True"
+    if writes:
+        make_folder(folder)
 
     # ---- What is trained, on what, where ----
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    _check_batch(config, mesh.size)
+    config.check_batch(mesh.size)
     _build_data(config)
     objective = make_objective(config, mesh)
+    if going_on:
+        _check_same_base(folder, objective.describe())
     batches = Batches(
         objective.source(config.data.train_split),
         objective.make,
@@ -58,7 +60,6 @@ def run(config: RunConfig) -> Path:
     )
     frozen = jax.device_put(objective.frozen, frozen_sharding(mesh, objective.frozen))
     if writes:
-        folder.mkdir(parents=True, exist_ok=True)
         config.write(folder / "config.json", **objective.describe())
 
     # ---- The state: fresh, or exactly where the run was ----
@@ -74,12 +75,8 @@ def run(config: RunConfig) -> Path:
         batches.seek(position)
 
     # ---- The step, compiled with its shardings ----
-    train_step = jax.jit(
-        make_step(objective.loss, optimizer, config.optimizer, config.precision),
-        in_shardings=(replicated(mesh), frozen_sharding(mesh, frozen), batch_sharding(mesh), None),
-        out_shardings=(replicated(mesh), replicated(mesh)),
-        donate_argnums=0,
-    )
+    step = make_step(objective.loss, optimizer, config.optimizer, config.precision)
+    train_step = shard_step(step, mesh, frozen)
     validate = jax.jit(objective.loss)
 
     # ---- The loop ----
@@ -87,16 +84,18 @@ def run(config: RunConfig) -> Path:
     watch = Watch(folder, steps=config.steps, done=done, enabled=writes)
     held_out = _validation_batches(config, objective)
     clock = _Clock()
-    with _sigterm_sets(threading.Event()) as stop:
-        while done < config.steps and not stop.is_set():
+    stopped = False
+    with stop_signal() as stop:
+        while done < config.steps and not (stopped := stop(done)):
             with clock.waiting():
                 batch = put_batch(mesh, next(batches))
             state, metrics = train_step(state, frozen, batch, step_key)
             done += 1
 
             if done % config.log_every_steps == 0 or done == config.steps:
-                values = scalars(metrics) | clock.read(config.batch_size)
+                values = of_shares(scalars(metrics)) | clock.read(config.batch_size)
                 _stop_if_hopeless(config, values, done)
+                checkpoints.check()
                 watch.metrics(done, values)
                 watch.step({"loss": f"{values['loss']:.4f}", "img/s": f"{values['images_s']:.1f}"})
             else:
@@ -113,7 +112,7 @@ def run(config: RunConfig) -> Path:
                 checkpoints.save(done, state, batches.position(), held_out_loss)
 
     # ---- The end ----
-    if stop.is_set() and checkpoints.latest() != done:
+    if stopped and checkpoints.latest() != done:
         checkpoints.save(done, state, batches.position())
     checkpoints.close()
     batches.close()
@@ -128,7 +127,7 @@ def run_folder(config: RunConfig) -> Path:
     """The run's folder: as asked for, else runs/<name>-<time>."""
     if config.output is not None:
         return Path(config.output)
-    return Path("runs") / f"{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / agreed(f"{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
 
 
 def _is_continued(config: RunConfig, folder: Path) -> bool:
@@ -151,34 +150,40 @@ def _is_continued(config: RunConfig, folder: Path) -> bool:
     return True
 
 
+def _check_same_base(folder: Path, now: dict[str, Any]) -> None:
+    """The same name may have come to stand for other weights since the run was begun."""
+    before = json.loads((folder / "config.json").read_text()).get("base_fingerprint")
+    if before != now.get("base_fingerprint"):
+        raise UserError(
+            f"{str(folder)!r} was begun on a base of fingerprint {before!r}, and "
+            f"{now.get('base')!r} now has {now.get('base_fingerprint')!r}: other weights. Put the "
+            "base back as it was, or name another --output"
+        )
+
+
 def _build_data(config: RunConfig) -> None:
     """Draws the mini world where the configuration says so and there is no dataset yet."""
-    if not config.data.build_people or Path(config.data.folder, "dataset_info.json").is_file():
+    if not config.data.build_people:
         return
-    from fusionjax.data import mini_faces
 
-    with tqdm(desc="drawing the mini world", unit="picture") as bar:
+    def draw() -> None:
+        from fusionjax.data import mini_faces
 
-        def progress(drawn: int, total: int) -> None:
-            bar.total = total
-            bar.update(drawn - bar.n)
+        with tqdm(desc="drawing the mini world", unit="picture") as bar:
 
-        mini_faces.build(
-            config.data.folder,
-            people=config.data.build_people,
-            scenes=0,
-            identity_share=0,  # who it is, the photos tell
-            progress=progress,
-        )
+            def progress(drawn: int, total: int) -> None:
+                bar.total = total
+                bar.update(drawn - bar.n)
 
+            mini_faces.build(
+                config.data.folder,
+                people=config.data.build_people,
+                scenes=0,
+                identity_share=0,  # who it is, the photos tell
+                progress=progress,
+            )
 
-def _check_batch(config: RunConfig, devices: int) -> None:
-    parts = config.optimizer.accumulate_steps * devices
-    if config.batch_size % parts:
-        raise UserError(
-            f"batch_size is {config.batch_size}; it must be a multiple of {parts} "
-            f"({devices} devices × {config.optimizer.accumulate_steps} accumulated parts)"
-        )
+    by_the_first(draw, Path(config.data.folder, "dataset_info.json").is_file)
 
 
 def _initial(config: RunConfig, objective: Objective, key: jax.Array) -> Any:
@@ -220,7 +225,7 @@ def _validation_loss(
     for number, batch in enumerate(batches):
         loss, metrics = validate(params, frozen, batch, jax.random.key(number))
         rows.append(scalars({"loss": loss, **metrics}))
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return of_shares({name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
 
 
 def _stop_if_hopeless(config: RunConfig, values: dict[str, float], done: int) -> None:
@@ -229,19 +234,6 @@ def _stop_if_hopeless(config: RunConfig, values: dict[str, float], done: int) ->
             f"{int(values['skipped_in_row'])} steps in a row up to step {done} had a gradient that "
             "is not finite; lower optimizer.learning_rate, or use precision bfloat16 or float32"
         )
-
-
-@contextlib.contextmanager
-def _sigterm_sets(event: threading.Event) -> Iterator[threading.Event]:
-    """SIGTERM sets the event, so that the loop saves and ends; afterwards it is as before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Clock:

@@ -16,6 +16,9 @@ CPU_SETTINGS = {
     "--xla_cpu_multi_thread_eigen=false",
 }
 
+TRIAL = """--dry-run compiles the step, tells what it needs, and stops; with --target v100:COUNT or
+v5e:LAYOUT (such as v5e:2x4) it does so for hardware that is not here."""
+
 
 def main(arguments: list[str]) -> int:
     """Reads the config file and the overrides, and trains.
@@ -32,21 +35,18 @@ def main(arguments: list[str]) -> int:
     from fusionjax.errors import UserError
 
     try:
-        trial = "--dry-run" in arguments
-        config = read_config([a for a in arguments if a != "--dry-run"])
+        arguments, trial, hardware = _trial(arguments)
+        config = read_config(arguments)
         if trial:
             from train.dry_run import dry_run, report
+            from train.targets import target
 
-            print(report(config, dry_run(config)))
+            print(report(config, dry_run(config, target(hardware) if hardware else None)))
             return 0
-        _join(config)
-        from train.loop import run
-
-        run(config)
+        return _train(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def read_config(arguments: list[str]):  # type: ignore[no-untyped-def]
@@ -81,7 +81,7 @@ def read_config(arguments: list[str]):  # type: ignore[no-untyped-def]
                 default=default,
                 args=arguments[1:] if named else arguments,
                 prog=f"python -m train {path}",
-                description=module.__doc__,
+                description=f"{module.__doc__}\n\n{TRIAL}",
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
     except SystemExit as stopped:
@@ -91,18 +91,57 @@ def read_config(arguments: list[str]):  # type: ignore[no-untyped-def]
         raise
 
 
-def _join(config) -> None:  # type: ignore[no-untyped-def]
-    """Meets the other processes of a run on several hosts."""
-    d = config.distributed
-    if not (d.enabled or d.coordinator):
-        return
+def _train(config) -> int:  # type: ignore[no-untyped-def]
+    """Trains, alone or with other processes; returns the exit status."""
     import jax
 
-    # CPU processes need a library for their collectives; others ignore this.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        d.coordinator, d.processes, d.process, heartbeat_timeout_seconds=d.heartbeat_timeout_s
-    )
+    from fusionjax.errors import UserError
+    from train.files import full_disk_told
+    from train.loop import run
+    from train.processes import join, leave_the_others
+
+    join(config.distributed)
+    if jax.process_count() == 1:
+        with full_disk_told():
+            run(config)
+        return 0
+    try:
+        with full_disk_told():
+            run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        leave_the_others(2)
+    except jax.errors.JaxRuntimeError as error:
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} cannot go on, most "
+            "likely because another one ended; start them all again, and the run continues from "
+            f"its newest checkpoint. {str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
+        leave_the_others(1)
+    return 0
+
+
+def _trial(arguments: list[str]) -> tuple[list[str], bool, str | None]:
+    """Takes `--dry-run` and `--target NAME` out of the command line.
+
+    Returns:
+        The rest, whether it is a dry run, and the target.
+    """
+    from fusionjax.errors import UserError
+
+    rest: list[str] = []
+    hardware: str | None = None
+    words = iter(arguments)
+    for word in words:
+        if word == "--target" or word.startswith("--target="):
+            hardware = word.partition("=")[2] or next(words, "")
+        elif word != "--dry-run":
+            rest.append(word)
+    trial = "--dry-run" in arguments
+    if hardware is not None and not trial:
+        raise UserError(f"--target is {hardware!r}; it goes with --dry-run, which trains nothing")
+    return rest, trial, hardware
 
 
 def _config_path(name: str) -> Path:

@@ -12,11 +12,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from fusionjax.sharding import batch_sharding, frozen_sharding, replicated
 from train.config import OptimizerConfig, Precision
 
 Params = Any
 Batch = dict[str, jax.Array]
+# Each is a mean over the batch. A mean over a share of the batch is its sum over that share
+# divided by the whole batch's size, and stands beside `<name>_share`; so both can be averaged
+# over parts and batches before `train.watch.of_shares` divides them.
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Params, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
@@ -154,6 +159,26 @@ def make_step(
     return train_step
 
 
+def shard_step(step: Callable[..., Any], mesh: Mesh, frozen: Any) -> Any:
+    """Jits a step for a mesh: batch split, trained state whole everywhere and given back.
+
+    Args:
+        step: as from `make_step`.
+        mesh: where it will run.
+        frozen: the frozen weights or their shapes; how they lie on the mesh follows from it.
+
+    Returns:
+        The jitted step.
+    """
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, frozen_sharding(mesh, frozen), batch_sharding(mesh), None),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
 def _accumulated(
     grad: Callable[..., tuple[Params, Metrics]],
     params: Params,
@@ -172,12 +197,12 @@ def _accumulated(
     def add(total: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         number, examples = part
         value = grad(params, examples, jax.random.fold_in(key, number))
-        return jax.tree.map(lambda a, x: a + x / parts, total, value), None
+        return jax.tree.map(jnp.add, total, value), None
 
     shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], split), key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
-    return total
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def _next_loss_scale(

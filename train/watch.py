@@ -11,6 +11,8 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from train.files import write_whole
+
 
 class Watch:
     """Writes a run's records; one process of a run has one, the others write nothing."""
@@ -78,10 +80,28 @@ def _continued(path: Path, done: int) -> TextIO:
                     kept.append(line)
             except ValueError:  # cut off by a kill
                 break
-        path.write_text("".join(kept))
+        write_whole(path, "".join(kept))
     return path.open("a")
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Brings scalars from the device."""
     return {name: float(value) for name, value in metrics.items()}
+
+
+def of_shares(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Means over a share of the examples, from their parts (see `train.step.Metrics`).
+
+    Args:
+        metrics: averaged scalars.
+
+    Returns:
+        The same without the shares; a mean over no example is left out.
+    """
+    shares = {name for name in metrics if name.removesuffix("_share") in metrics.keys() - {name}}
+    result = {}
+    for name in metrics.keys() - shares:
+        share = metrics.get(f"{name}_share", 1.0)
+        if share:
+            result[name] = metrics[name] / share
+    return {name: result[name] for name in metrics if name in result}

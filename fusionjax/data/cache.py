@@ -159,11 +159,18 @@ def cached_latents(
     Raises:
         UserError: as `write_cache`, and if there is a cache made from something else.
     """
-    place = Path(folder) / _file_name(split)
+    place = folder_of_split(folder, split)
     about = {"split": split, "references": options.get("with_references", True), **about}
     if not place.exists():
         write_cache(place, records(), encode, tokenize, about=about, **options)
     return CachedLatents(place, about)
+
+
+def folder_of_split(folder: str | Path, split: str) -> Path:
+    """Where `cached_latents` keeps a split, different for different slices."""
+    plain = "".join(letter if letter.isalnum() else "-" for letter in split)
+    name = plain if plain == split else f"{plain}-{zlib.crc32(split.encode()):08x}"
+    return Path(folder) / name
 
 
 class CachedLatents:
@@ -239,12 +246,6 @@ def _photos(
     except ValueError:
         raise _UnusableError("no reference and no face") from None
     return [augment(face, rng) for _ in range(views)]
-
-
-def _file_name(split: str) -> str:
-    """A folder's name for a split, different for different slices."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in split)
-    return plain if plain == split else f"{plain}-{zlib.crc32(split.encode()):08x}"
 
 
 class _Encoder:

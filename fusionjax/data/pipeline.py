@@ -97,8 +97,8 @@ def to_bytes(image: Float[Any, "*b H W 3"]) -> UInt8[np.ndarray, "*b H W 3"]:
 class Batches(Iterator[Example]):
     """An endless iterator over batches whose position can be saved and set.
 
-    Each pass over the data is shuffled anew. A process gets its own share of every pass, so that
-    the processes together see each example once.
+    Each pass over the data is shuffled anew. Of several processes each gets its share of every
+    batch; together they see what a single process would.
     """
 
     def __init__(
@@ -132,15 +132,16 @@ class Batches(Iterator[Example]):
             )
         if len(source) < processes:
             raise UserError(f"the split holds {len(source)} examples for {processes} processes")
-        local = batch_size // processes
+        # Process p of n takes parts p, p + n, …: the n parts of a batch are the very examples that
+        # a single process would put into it, in the same order and drawn alike.
         dataset = (
             grain.MapDataset.source(source)
             .seed(seed)
             .shuffle()
-            .slice(slice(jax.process_index(), None, processes))
             .repeat()
             .random_map(make)
-            .batch(local)
+            .batch(batch_size // processes)
+            .slice(slice(jax.process_index(), None, processes))
         )
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
         self._iterator = iter(dataset.to_iter_dataset(options))

@@ -13,6 +13,7 @@ safetensors writes several in random order, and the same adapter should be the s
 Nothing here needs Flax's or PyTorch's models.
 """
 
+import contextlib
 import json
 import os
 import warnings
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fusionjax.errors import UserError
@@ -87,11 +89,17 @@ def save_adapter(
     about = {"base": base, "base_fingerprint": base_fingerprint}
     about = {name: value for name, value in about.items() if value is not None}
     metadata = {METADATA: json.dumps({**options.to_json(), **about})}
+    beside = Path(f"{path}.new")  # an earlier file stays until this one is complete
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata=metadata)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, metadata=metadata)
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be written: {reason}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:

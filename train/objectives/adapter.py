@@ -278,8 +278,14 @@ def _box_weight(box: np.ndarray, size: tuple[int, int], inside: float) -> np.nda
 
 
 def _by_time(error: jax.Array, t: jax.Array, schedule: Any, buckets: int = 4) -> Metrics:
-    """Mean error by quarter of the timesteps, 0 where a quarter has no example."""
+    """Mean error by quarter of the timesteps, as `train.step.Metrics` has means over a share."""
     bucket = t * buckets // schedule.num_train_timesteps
     inside = (bucket[None] == jnp.arange(buckets)[:, None]).astype(jnp.float32)
-    means = (inside * error[None]).sum(1) / jnp.maximum(inside.sum(1), 1)
-    return {f"mse_t{number}": means[number] for number in range(buckets)}
+    return {
+        name: value
+        for number in range(buckets)
+        for name, value in {
+            f"mse_t{number}": (inside[number] * error).mean(),
+            f"mse_t{number}_share": inside[number].mean(),
+        }.items()
+    }
