@@ -20,9 +20,7 @@ config = BaseRun(
     attention_levels=2,
     attention_heads=4,
     data=DataConfig(folder="data/mini_faces", train_split="train+scenes"),
-    optimizer=OptimizerConfig(
-        learning_rate=1.2e-3, warmup_steps=100, beta2=0.99, ema_decay=0.998
-    ),
+    optimizer=OptimizerConfig(learning_rate=1.2e-3, warmup_steps=100, beta2=0.99, ema_decay=0.998),
     checkpoint=CheckpointConfig(every_steps=100),
     validation=ValidationConfig(every_steps=500, examples=128, grid_rows=2),
 )

@@ -304,7 +304,8 @@ def test_the_base_alone_can_be_measured(tmp_path):
 
 
 def test_pairs_are_measured_where_their_heads_are():
-    cases = suite.make_cases(dataclasses.replace(TINY, people=6, pairs=5), mini_world.PICTURE_PIXELS)
+    few = dataclasses.replace(TINY, people=6, pairs=5)
+    cases = suite.make_cases(few, mini_world.PICTURE_PIXELS)
     judge = Recogniser.from_pretrained()
     painted, exchanged = [], []
     for index, pair in enumerate(cases.pairs):

@@ -294,7 +294,8 @@ def train_reader(
             yield as_input(np.stack(images)), labels
 
     net = ReaderNet()
-    params = jax.jit(net.init)(jax.random.key(seed + 1), jnp.zeros((1, READER_PIXELS, READER_PIXELS, 3)))["params"]
+    image = jnp.zeros((1, READER_PIXELS, READER_PIXELS, 3))
+    params = jax.jit(net.init)(jax.random.key(seed + 1), image)["params"]
 
     def loss(params: Any, batch: Any) -> Float[Array, ""]:
         images, labels = batch
