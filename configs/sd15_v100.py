@@ -4,10 +4,10 @@
     python -m train configs/sd15_v100.py --base PATH_OF_SD15
 
 A V100 has no bfloat16: float16 with dynamic loss scaling. 24,780,800 parameters are trained.
-Eight parts are accumulated, so a step sees 16 pictures. By the compiler's plan it takes 5 GB of a
-device and 25 TFLOP; `--dry-run --target v100:2` works it out again. No V100 has run it yet. A run
-is healthy if `skipped_in_row` is 0 in nearly every line of metrics.jsonl and the validation loss,
-always taken on the same noise, falls.
+Eight parts are accumulated, so a step sees 16 pictures. By the compiler's plan it takes 5 GB of
+a device and 25 TFLOP; `--dry-run --target v100:2` works it out again. No V100 has run it yet. A
+run is healthy if `skipped_in_row` is 0 in nearly every line of metrics.jsonl and the validation
+loss, always taken on the same noise, falls.
 """
 
 import dataclasses
