@@ -15,7 +15,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ SMALL = {
 
 
 def variants(
-    unet: FlaxUNet2DConditionModel, batch: int, pixels: int, text_features: int
+    unet: FlaxUNet2DConditionModel,
+    batch: int,
+    pixels: int,
+    text_features: int,
+    references: Sequence[int],
+    reference_pass: bool,
 ) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """Each measured program by name: a function and its arguments."""
     size = pixels // 8
@@ -56,20 +61,21 @@ def variants(
         "diffusers' Flax UNet": (diffusers, (params, latents, timesteps, text)),
         "ours, no faces": (ours, (params, latents, timesteps, text)),
     }
-    for references in (1, 2, 4):
-        photos = jnp.zeros((1, references, size, size, 4), unet.dtype)
+    for count in references:
+        photos = jnp.zeros((1, count, size, size, 4), unet.dtype)
         states = jax.eval_shape(ours.reference_states, params, photos, text[:1])
         states = {name: jax.random.normal(key, s.shape, s.dtype) for name, s in states.items()}
-        faces = ours.faces(fusion, states, jnp.ones((1, references)), height=size, width=size)
+        faces = ours.faces(fusion, states, jnp.ones((1, count)), height=size, width=size)
         # As the pipeline does it: the picture has faces, its unconditional twin has none.
-        programs[f"ours, {references} cached reference{'s' * (references > 1)}"] = (
+        programs[f"ours, {count} cached reference{'s' * (count > 1)}"] = (
             ours,
             (params, latents, timesteps, text, faces),
         )
-    programs["reference pass, 1 photo"] = (
-        ours.reference_states,
-        (params, jnp.zeros((1, 1, size, size, 4), unet.dtype), text[:1]),
-    )
+    if reference_pass:
+        programs["reference pass, 1 photo"] = (
+            ours.reference_states,
+            (params, jnp.zeros((1, 1, size, size, 4), unet.dtype), text[:1]),
+        )
     return programs
 
 
@@ -130,6 +136,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small UNet and 128² pictures")
     parser.add_argument("--batch", type=int, default=2, help="pictures a step (guidance takes 2)")
     parser.add_argument("--repeats", type=int, default=2, help="timed turns after the warm-up")
+    parser.add_argument(
+        "--references", type=int, nargs="*", default=[1, 2, 4], help="how many cached references"
+    )
+    parser.add_argument("--reference-pass", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/unet.json"))
     args = parser.parse_args()
@@ -138,7 +148,14 @@ def main() -> None:
     pixels = 128 if args.small else 512
     unet = FlaxUNet2DConditionModel(dtype=jnp.dtype(args.dtype), **config)
     rows = {}
-    programs = variants(unet, args.batch, pixels, config["cross_attention_dim"])
+    programs = variants(
+        unet,
+        args.batch,
+        pixels,
+        config["cross_attention_dim"],
+        args.references,
+        args.reference_pass,
+    )
     for name, (function, arguments) in programs.items():
         rows[name] = compile_program(function, arguments) | {"seconds": []}
         print(f"compiled: {name}, {rows[name]['compile_seconds']:.0f} s", flush=True)

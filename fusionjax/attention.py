@@ -29,10 +29,9 @@ Implementation = Literal["xla", "cudnn", "tpu"]
 
 INVISIBLE = -1e9
 
-# A score block of this many elements stays in a core's cache; more queries at once are slower.
-_CPU_QUERY_BLOCK = 256
-# On accelerators the loop runs over queries only; the scores of one block take at most this much.
-_SCORE_BLOCK_BYTES = 256 * 2**20
+# Scores of one block of queries. On a CPU they stay in its cache; more at once are slower.
+_CPU_BLOCK_BYTES = 8 * 2**20
+_ACCELERATOR_BLOCK_BYTES = 256 * 2**20
 # Fewer queries than this gain nothing from a flash kernel on a TPU.
 _TPU_QUERIES = 1024
 # Below this many scores a loop costs more than it saves.
@@ -186,17 +185,18 @@ def _blockwise(
 ) -> Array:
     """Attention over blocks of queries: the scores of one block exist at a time.
 
-    The loops run over heads (on a CPU, whose matrix products are fastest two by two) and query
-    blocks, never over the batch: a loop over a sharded axis would gather it on every device. The
-    body is rematerialised, so the backward pass keeps no scores either.
+    On a CPU, whose matrix products are fastest two by two, the loops run over heads, pictures and
+    query blocks; on an accelerator over query blocks. A loop over a sharded batch would gather it
+    on every device, so pictures are kept together where the process has several. The body is
+    rematerialised, so the backward pass keeps no scores either.
     """
     b, queries, heads, _ = query.shape
-    keys = key.shape[1]
-    if b * heads * queries * keys <= _DIRECT_SCORES:
-        out = _attend(
-            query.swapaxes(1, 2), key.swapaxes(1, 2), value.swapaxes(1, 2), bias, face_length
-        )
-        return out.swapaxes(1, 2)
+    direct = b * heads * queries * key.shape[1] <= _DIRECT_SCORES
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    if bias is None:
+        bias = jnp.zeros((b, 1, 0), jnp.float32)
+    if direct:
+        return _attend(query, key, value, bias[:, None], face_length).swapaxes(1, 2)
 
     def on_cpu(*arrays: Array) -> Array:
         return _loop_over_heads(*arrays, face_length=face_length)
@@ -204,49 +204,45 @@ def _blockwise(
     def on_accelerator(*arrays: Array) -> Array:
         return _loop_over_queries(*arrays, face_length=face_length)
 
-    if bias is None:
-        bias = jnp.zeros((b, 1, 0), jnp.float32)
-    return jax.lax.platform_dependent(query, key, value, bias, cpu=on_cpu, default=on_accelerator)
+    out = jax.lax.platform_dependent(query, key, value, bias, cpu=on_cpu, default=on_accelerator)
+    return out.swapaxes(1, 2)
 
 
 def _loop_over_heads(
     query: Array, key: Array, value: Array, bias: Array, *, face_length: int
 ) -> Array:
-    key, value = (x.transpose(2, 0, 1, 3) for x in (key, value))
+    def one_picture(arrays: tuple[Array, Array, Array, Array]) -> Array:
+        return _map_query_blocks(*arrays, face_length, _CPU_BLOCK_BYTES)
 
     def one_head(arrays: tuple[Array, Array, Array]) -> Array:
-        head_query, head_key, head_value = arrays
-        return _map_query_blocks(
-            head_query[:, None],
-            head_key[:, None],
-            head_value[:, None],
-            bias,
-            face_length,
-            _CPU_QUERY_BLOCK,
-        )[:, 0]
+        pictures = (*arrays, bias)
+        return jax.lax.map(one_picture, pictures) if _one_device() else one_picture(pictures)
 
-    out = jax.lax.map(one_head, (query.transpose(2, 0, 1, 3), key, value))
-    return out.transpose(1, 2, 0, 3)
+    out = jax.lax.map(one_head, tuple(x.swapaxes(0, 1) for x in (query, key, value)))
+    return out.swapaxes(0, 1)
+
+
+def _one_device() -> bool:
+    return jax.device_count() == 1
 
 
 def _loop_over_queries(
     query: Array, key: Array, value: Array, bias: Array, *, face_length: int
 ) -> Array:
-    b, _, heads, _ = query.shape
-    block = max(_SCORE_BLOCK_BYTES // (4 * b * heads * key.shape[1]), 64)
-    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    return _map_query_blocks(query, key, value, bias, face_length, block).swapaxes(1, 2)
+    return _map_query_blocks(
+        query, key, value, bias[:, None], face_length, _ACCELERATOR_BLOCK_BYTES
+    )
 
 
 def _map_query_blocks(
-    query: Array, key: Array, value: Array, bias: Array, face_length: int, block: int
+    query: Array, key: Array, value: Array, bias: Array, face_length: int, block_bytes: int
 ) -> Array:
-    """`_attend` for [b, n, q, d], at most `block` queries at a time."""
-    queries = query.shape[2]
+    """`_attend` for at most `block_bytes` of scores at a time."""
+    *leading, queries, _ = query.shape
+    block = max(block_bytes // (4 * math.prod(leading) * key.shape[-2]), 64)
     blocks = math.ceil(queries / block)
     block = math.ceil(queries / blocks)
-    query = _to_blocks(query, 2, blocks, block)
-    per_query = bias.shape[1] > 1
+    per_query = bias.shape[-2] > 1
 
     @jax.checkpoint
     def one_block(arrays: tuple[Array, Array | None]) -> Array:
@@ -255,14 +251,14 @@ def _map_query_blocks(
             query_block, key, value, bias if bias_block is None else bias_block, face_length
         )
 
-    out = jax.lax.map(one_block, (query, _to_blocks(bias, 1, blocks, block) if per_query else None))
-    return jnp.moveaxis(out, 0, 2).reshape(*out.shape[1:3], blocks * block, -1)[:, :, :queries]
+    bias_blocks = _to_blocks(bias, blocks, block) if per_query else None
+    out = jax.lax.map(one_block, (_to_blocks(query, blocks, block), bias_blocks))
+    return jnp.moveaxis(out, 0, -3).reshape(*leading, blocks * block, -1)[..., :queries, :]
 
 
-def _to_blocks(x: Array, axis: int, blocks: int, block: int) -> Array:
-    x = _pad(x, axis, blocks * block)
-    x = x.reshape(*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
+def _to_blocks(x: Array, blocks: int, block: int) -> Array:
+    x = _pad(x, x.ndim - 2, blocks * block)
+    return jnp.moveaxis(x.reshape(*x.shape[:-2], blocks, block, x.shape[-1]), -3, 0)
 
 
 def _pad(x: Array, axis: int, length: int) -> Array:
@@ -271,16 +267,17 @@ def _pad(x: Array, axis: int, length: int) -> Array:
     return jnp.pad(x, padding)
 
 
-def _attend(query: Array, key: Array, value: Array, bias: Array | None, face_length: int) -> Array:
-    """Equations 4 and 5 on [b, n, q, d], [b, n, k, d]; the softmax in float32."""
+def _attend(query: Array, key: Array, value: Array, bias: Array, face_length: int) -> Array:
+    """Equations 4 and 5 on [... q d], [... k d] and M [... q r]; the softmax in float32."""
     scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("bnqd,bnkd->bnqk", query, key, preferred_element_type=jnp.float32) * scale
-    if bias is not None and bias.shape[-1]:
-        scores = scores + _bias_of_keys(bias, key.shape[2], face_length)[:, None]
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
+    if bias.shape[-1]:
+        scores = scores + _bias_of_keys(bias / scale, key.shape[-2], face_length)
+    # The factor α comes last, where it costs no pass over the scores of its own.
+    weights = jnp.exp(scale * (scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))))
     total = weights.sum(-1, keepdims=True)
     out = jnp.einsum(
-        "bnqk,bnkd->bnqd",
+        "...qk,...kd->...qd",
         weights.astype(value.dtype),
         value,
         preferred_element_type=jnp.float32,
@@ -289,7 +286,7 @@ def _attend(query: Array, key: Array, value: Array, bias: Array | None, face_len
 
 
 def _bias_of_keys(bias: Array, keys: int, face_length: int) -> Array:
-    """M of equation 4 for a block of queries: [b, q, r] → [b, q, k], zero for the text."""
+    """M of equation 4 for a block of queries: [... q r] → [... q k], zero for the text."""
     faces = jnp.repeat(bias.astype(jnp.float32), face_length, axis=-1)
     text = jnp.zeros((*faces.shape[:-1], keys - faces.shape[-1]), jnp.float32)
     return jnp.concatenate([text, faces], axis=-1)

@@ -8,7 +8,7 @@
 first run of the UNet captures it (`reference_states`), `kf` and `vf` project it
 (`face_tokens`), and the denoising run concatenates it to the text (`__call__`). Both runs are
 diffusers' own `FlaxUNet2DConditionModel`, untouched: `flax.linen.intercept_methods` replaces
-what its attention computes.
+what its attention computes, and how its convolutions are computed (`convolution.py`).
 
 Layers are named as PyTorch's UNet names their cross-attention, for example
 `down_blocks.0.attentions.0.transformer_blocks.0.attn2`. Latents are channels-last.
@@ -39,6 +39,7 @@ from jaxtyping import Array, Float, Int
 
 from fusionjax import attention as fused
 from fusionjax import masks as masking
+from fusionjax.convolution import few_products
 from fusionjax.errors import UserError
 from fusionjax.flax_compat import unet_call_like_torch
 
@@ -474,7 +475,7 @@ class FusionUNet:
         intercept = _interceptor(cross_attention, self._attend)
 
         def apply(unet_params: Params, latents: Array) -> Array:
-            with nn.intercept_methods(intercept):
+            with nn.intercept_methods(intercept), nn.intercept_methods(few_products):
                 sample = self.unet.apply(
                     {"params": unet_params},
                     jnp.moveaxis(latents, -1, 1).astype(self.unet.dtype),

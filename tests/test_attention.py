@@ -59,13 +59,17 @@ def literal(query, key, value, face_key, face_value, bias, *, fusion="concat"):
     return out
 
 
-@pytest.fixture(params=["direct", "loop over heads", "loop over queries"])
+@pytest.fixture(
+    params=["direct", "loop over heads", "loop over heads and pictures", "loop over queries"]
+)
 def path(request, monkeypatch):
     """Every way in which `xla` may compute."""
     if request.param != "direct":
         monkeypatch.setattr(fused, "_DIRECT_SCORES", 0)
-        monkeypatch.setattr(fused, "_CPU_QUERY_BLOCK", 16)
-        monkeypatch.setattr(fused, "_SCORE_BLOCK_BYTES", 0)
+        monkeypatch.setattr(fused, "_CPU_BLOCK_BYTES", 0)
+        monkeypatch.setattr(fused, "_ACCELERATOR_BLOCK_BYTES", 0)
+    if request.param == "loop over heads and pictures":
+        monkeypatch.setattr(fused, "_one_device", lambda: True)
     if request.param == "loop over queries":
         monkeypatch.setattr(fused, "_loop_over_heads", fused._loop_over_queries)
     return request.param

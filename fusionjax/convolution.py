@@ -1,0 +1,182 @@
+"""The UNet's convolutions as fewer and larger matrix products, for CPUs in float32.
+
+Winograd's F(2×2, 3×3) (Lavin and Gray, arXiv 1509.09308) computes tiles of 2×2 outputs from 4×4
+inputs d and a 3×3 kernel g:
+
+    y = Aᵀ [ (Bᵀ d B) ⊙ (G g Gᵀ) ] A
+
+where ⊙, summed over channels, is 16 products of a quarter of the tokens in place of 9 of all of
+them: 2.25 times fewer multiplications. In a picture doubled by nearest neighbours a tile's inputs
+are x₋ x x x₊ along each axis; one row of Bᵀ d is zero, and 9 products remain: 4 times fewer. Both
+round like the plain convolution: their constants are 1 and ½. Where tokens are few, transforming
+the kernel costs more than it saves, and one product with every token's neighbourhood is fastest.
+
+Axes: b batch, h w grid, c o channels in and out, i j a tile's rows and columns.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from diffusers.models.resnet_flax import FlaxUpsample2D
+from einops import rearrange
+from flax.linen.module import InterceptorContext
+from jaxtyping import Array, Float
+
+# Below this many multiplications little is gained, and more would have to be compiled.
+_WORTHWHILE = 2**28
+# Below this many tokens, transforming a kernel costs more than 2.25 times fewer products save.
+_WINOGRAD_TOKENS = 1024
+# Elements of the picture up to which Winograd's products all exist at once.
+_UNROLLED = 3 * 2**21
+
+
+class _Winograd(NamedTuple):
+    """The matrices of one axis, and how far apart tiles begin."""
+
+    inputs: Sequence[Sequence[float]]  # Bᵀ
+    kernel: Sequence[Sequence[float]]  # G
+    outputs: Sequence[Sequence[float]]  # Aᵀ
+    stride: int
+
+
+_PLAIN = _Winograd(
+    inputs=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    kernel=((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    outputs=((1, 1, 1, 0), (0, 1, -1, -1)),
+    stride=2,
+)
+# On the picture before it is doubled: inputs are x₋ x x₊.
+_DOUBLED = _Winograd(
+    inputs=((1, -1, 0), (0, 1, 0), (0, 1, -1)),
+    kernel=((1, 0, 0), (1, 1, 1), (0, 0, 1)),
+    outputs=((1, 1, 0), (0, 1, -1)),
+    stride=1,
+)
+
+
+def few_products(
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
+    """A Flax interceptor under which diffusers' UNet convolves by `convolve`."""
+    module = context.module
+    if context.method_name == "__call__" and not module.is_initializing():
+        if isinstance(module, FlaxUpsample2D):
+            return _call(module.conv, args[0], doubled=True)
+        if isinstance(module, nn.Conv) and _keeps_size(module):
+            return _call(module, args[0])
+    return next_function(*args, **kwargs)
+
+
+def _keeps_size(module: nn.Conv) -> bool:
+    padding = {(1, 1): "VALID", (3, 3): ((1, 1), (1, 1))}.get(tuple(module.kernel_size))
+    return module.padding == padding and module.strides in (1, (1, 1))
+
+
+def _call(module: nn.Conv, x: Array, *, doubled: bool = False) -> Array:
+    parameters = module.variables["params"]
+    kernel, bias = (parameters[name].astype(module.dtype) for name in ("kernel", "bias"))
+    return convolve(x.astype(module.dtype), kernel, doubled=doubled) + bias.reshape(1, 1, 1, -1)
+
+
+def convolve(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c o"], *, doubled: bool = False
+) -> Float[Array, "b H W o"]:
+    """Convolves with a kernel of 1×1 or 3×3, the picture padded with zeros to keep its size.
+
+    Args:
+        x: Pictures.
+        kernel: The kernel.
+        doubled: Doubles height and width first, by nearest neighbours.
+
+    Returns:
+        The convolution, of the same size, or of double height and width.
+    """
+    b, h, w, _ = x.shape
+    tokens = b * h * w * (4 if doubled else 1)
+    plain = functools.partial(_plain, doubled=doubled)
+    if x.dtype != jnp.float32 or tokens * kernel.size < _WORTHWHILE:
+        return plain(x, kernel)
+    if kernel.shape[0] == 1:
+        on_cpu: Callable[[Array, Array], Array] = _pointwise
+    elif doubled:
+        on_cpu = functools.partial(_winograd, tile=_DOUBLED)
+    elif tokens < _WINOGRAD_TOKENS:
+        on_cpu = _neighbourhoods
+    elif h % 2 == w % 2 == 0:
+        on_cpu = functools.partial(_winograd, tile=_PLAIN)
+    else:
+        return plain(x, kernel)
+    # Rematerialised, so that the backward pass keeps no transformed kernel.
+    return jax.lax.platform_dependent(x, kernel, cpu=jax.checkpoint(on_cpu), default=plain)
+
+
+def _plain(x: Array, kernel: Array, *, doubled: bool) -> Array:
+    if doubled:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _pointwise(x: Array, kernel: Array) -> Array:
+    return x @ kernel[0, 0]
+
+
+def _neighbourhoods(x: Array, kernel: Array) -> Array:
+    _, h, w, _ = x.shape
+    x = _with_border(x)
+    neighbours = [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return jnp.concatenate(neighbours, axis=-1) @ rearrange(kernel, "i j c o -> (i j c) o")
+
+
+def _winograd(x: Array, kernel: Array, *, tile: _Winograd) -> Array:
+    rows = _tile_inputs(_with_border(x), 1, tile)
+
+    def one_row(of_inputs: Array | Sequence[float], of_kernel: Array | Sequence[float]) -> Array:
+        inputs = _tile_inputs(_sum(of_inputs, rows), 2, tile)
+        taps = _sum(of_kernel, kernel)
+        products = [
+            _sum(d, inputs) @ _sum(g, taps) for d, g in zip(tile.inputs, tile.kernel, strict=True)
+        ]
+        return jnp.stack([_sum(a, products) for a in tile.outputs])
+
+    def add_row(y: list[Array], row: tuple[Array, Array, Array]) -> tuple[list[Array], None]:
+        of_inputs, of_kernel, of_outputs = row
+        products = one_row(of_inputs, of_kernel)
+        return [y_i + a_i * products for y_i, a_i in zip(y, of_outputs, strict=True)], None
+
+    # Unrolled is faster, but XLA begins every product at once, and transforms kernels long before
+    # their turn. A loop keeps what is large to one row of the tile at a time; it begins with zeros
+    # that depend on x, for XLA lays out constants of all layers before the first.
+    if kernel.size <= x.size <= _UNROLLED:
+        products = [one_row(*row) for row in zip(tile.inputs, tile.kernel, strict=True)]
+        y = [_sum(a, products) for a in tile.outputs]
+    else:
+        matrices = tile.inputs, tile.kernel, tuple(zip(*tile.outputs, strict=True))
+        shape = (2, x.shape[0], *(size // tile.stride for size in x.shape[1:3]), kernel.shape[-1])
+        zeros = jnp.broadcast_to(0 * jax.lax.stop_gradient(x[None, :, :1, :1, :1]), shape)
+        y, _ = jax.lax.scan(add_row, [zeros, zeros], tuple(jnp.array(m, x.dtype) for m in matrices))
+    return rearrange(jnp.stack(y), "i j b h w o -> b (h i) (w j) o")
+
+
+def _with_border(x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _tile_inputs(x: Array, axis: int, tile: _Winograd) -> list[Array]:
+    """Along an axis of the padded picture, the first, second, … input of every tile."""
+    count = len(tile.inputs)
+    end = x.shape[axis] - count + 1
+    return [jax.lax.slice_in_dim(x, n, n + end, tile.stride, axis) for n in range(count)]
+
+
+def _sum(coefficients: Array | Sequence[float], arrays: Iterable[Array]) -> Array:
+    terms = zip(coefficients, arrays, strict=True)
+    return functools.reduce(jnp.add, [c * x for c, x in terms if isinstance(c, Array) or c != 0])
