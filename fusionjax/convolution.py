@@ -75,8 +75,8 @@ def few_products(
 
 
 def _keeps_size(module: nn.Conv) -> bool:
-    padding = {(1, 1): "VALID", (3, 3): ((1, 1), (1, 1))}.get(tuple(module.kernel_size))
-    return module.padding == padding and module.strides in (1, (1, 1))
+    paddings: dict[Any, Any] = {(1, 1): ("VALID",), (3, 3): (((1, 1), (1, 1)),)}
+    return module.padding in paddings.get(module.kernel_size, ()) and module.strides in (1, (1, 1))
 
 
 def _call(module: nn.Conv, x: Array, *, doubled: bool = False) -> Array:
@@ -147,7 +147,7 @@ def _winograd(x: Array, kernel: Array, *, tile: _Winograd) -> Array:
         ]
         return jnp.stack([_sum(a, products) for a in tile.outputs])
 
-    def add_row(y: list[Array], row: tuple[Array, Array, Array]) -> tuple[list[Array], None]:
+    def add_row(y: list[Array], row: tuple[Array, ...]) -> tuple[list[Array], None]:
         of_inputs, of_kernel, of_outputs = row
         products = one_row(of_inputs, of_kernel)
         return [y_i + a_i * products for y_i, a_i in zip(y, of_outputs, strict=True)], None
