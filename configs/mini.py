@@ -2,9 +2,16 @@
 
     python -m train
 
-Draws pictures of 1,200 people of the mini world, encodes them, and trains kf and vf for 400 steps.
+Draws pictures of 1,200 people of the mini world, encodes them, and trains kf and vf for 700 steps.
+The validation loss begins at that of the base alone (0.27), stays there for the first two hundred
+steps, and then falls quickly as faces are looked at.
+
+`vf` begins at zero and face keys with a seventh of their weight, so that the first step sees the
+base's own pictures: with both copied from self-attention and full weight, half of the attention
+went to untrained values, and 350 steps were spent on undoing it.
 """
 
+from fusionjax.unet import FusionOptions
 from train.config import (
     AdapterRun,
     CheckpointConfig,
@@ -16,10 +23,11 @@ from train.config import (
 config = AdapterRun(
     name="mini",
     base="mini",
-    steps=400,
+    steps=700,
     batch_size=32,
+    fusion=FusionOptions(init="zeros", face_logit_bias=-2.0),
     data=DataConfig(folder="data/mini_faces_small", build_people=1200),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, ema_decay=0.98),
+    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20, ema_decay=0.98),
     checkpoint=CheckpointConfig(every_steps=100),
-    validation=ValidationConfig(every_steps=200, examples=64, grid_rows=2),
+    validation=ValidationConfig(every_steps=350, examples=128, grid_rows=2),
 )
