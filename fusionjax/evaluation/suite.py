@@ -55,7 +55,7 @@ class Suite:
     pairs: int = 16
     photos: int = 3
     steps: int = 20
-    guidance_scale: float = 5.0
+    guidance_scale: float = 3.0
     face_strength: float = 1.0
     scheduler: str = "dpmpp_2m"
     batch_size: int = 16
