@@ -192,7 +192,7 @@ def test_every_option_reaches_the_picture(world, monkeypatch):
 
     monkeypatch.setattr(studio.pipe.runner, "run", exhausted)
     with pytest.raises(UserError, match="does not hold 2 pictures of 64×64 at once; use a smaller"):
-        next(studio.painted([first, second], settings, 4))
+        next(studio.painted([first, second], settings, 2))
     monkeypatch.undo()
 
     monkeypatch.setattr("sample.run._PEOPLE_BYTES", 1)  # memory for one person
