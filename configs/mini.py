@@ -3,8 +3,8 @@
     python -m train
 
 Draws pictures of 1,200 people of the mini world, encodes them, and trains kf and vf for 700 steps.
-The validation loss begins at that of the base alone (0.27), stays there for the first two hundred
-steps, and then falls quickly as faces are looked at.
+Little is seen for the first two hundred steps; then the loss at high noise falls, as faces are
+looked at.
 
 `vf` begins at zero and face keys with a seventh of their weight, so that the first step sees the
 base's own pictures: with both copied from self-attention and full weight, half of the attention
