@@ -19,6 +19,8 @@ config = BaseRun(
     layers_per_block=1,
     attention_levels=2,
     attention_heads=4,
+    features_weight=4.0,
+    words_weight=0.03,
     data=DataConfig(folder="data/mini_faces", train_split="train+scenes"),
     optimizer=OptimizerConfig(learning_rate=1.2e-3, warmup_steps=100, beta2=0.99, ema_decay=0.998),
     checkpoint=CheckpointConfig(every_steps=100),

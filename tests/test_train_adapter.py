@@ -33,7 +33,7 @@ from train.config import (
 )
 from train.loop import run
 from train.main import main
-from train.objectives.adapter import AdapterObjective, _box_weight, _by_time
+from train.objectives.adapter import AdapterObjective, _by_time
 from train.step import init_state, make_optimizer, make_step, shard_step
 from train.watch import of_shares, scalars
 
@@ -417,12 +417,6 @@ def test_means_over_a_share_survive_averaging():
     assert of_shares(averaged | {"loss": 8.5}) == pytest.approx(
         {"mse_t0": 14 / 3, "mse_t3": 20.0, "loss": 8.5}
     )
-
-
-def test_the_face_box_covers_the_cells_it_touches():
-    weight = _box_weight(np.array([0.25, 0.5, 0.6, 1.0]), (4, 4), 3.0)
-    np.testing.assert_array_equal(weight[:, 0], [1, 1, 1, 1])
-    np.testing.assert_array_equal(weight[:, 3], [1, 3, 3, 1])
 
 
 def test_a_checkpoint_knows_the_best(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fusionjax.base import BaseModel
-from fusionjax.data import mini_faces
+from fusionjax.data import mini_faces, mini_world
 from fusionjax.errors import UserError
 from fusionjax.sharding import make_mesh
 from train.config import (
@@ -22,6 +22,7 @@ from train.config import (
 from train.loop import _initial, run
 from train.objectives.autoencoder import principal_components, principal_latents
 from train.objectives.base_model import BaseModelObjective
+from train.weights import box_weight, features_box
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
 
@@ -61,6 +62,8 @@ def shelf(tmp_path_factory):
         text_features=32,
         text_layers=1,
         text_heads=2,
+        features_weight=3.0,
+        words_weight=0.1,
         **common,
     )
     run(base)
@@ -94,6 +97,45 @@ def test_training_goes_on_from_a_base_model_that_was_written(shelf):
     )
     with pytest.raises(UserError, match=r"init_from is 'mini'; its weights have other shapes"):
         _initial(_from(config, "mini"), objective, key)
+
+
+def test_the_text_states_are_asked_for_the_words_of_their_caption(shelf):
+    """States near the words' embeddings lose less; a dropped caption and its start lose nothing."""
+    _, config = shelf
+    objective = BaseModelObjective(config, make_mesh(devices=jax.devices()[:1]))
+    params = objective.init(jax.random.key(0), {})["text_encoder"]
+    tokens = objective.base.tokenize(["a person in a red hoodie", "someone in the snow"])
+    embedding = params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    own = [embedding[row[1 : list(row).index(row[-1])]].sum(0) for row in tokens]
+
+    def loss(summaries, dropped=(False, False)):
+        states = np.repeat(np.stack(summaries)[:, None], tokens.shape[1], axis=1) * 1e3
+        return float(objective._words_loss(params, tokens, states, np.array(dropped)))
+
+    assert loss(own) < 0.5 * loss(own[::-1])
+    assert loss(own, (True, True)) == 0
+    assert loss(own, (False, True)) + loss(own, (True, False)) == pytest.approx(loss(own))
+
+
+def test_the_face_box_covers_the_cells_it_touches():
+    weight = box_weight(np.array([0.25, 0.5, 0.6, 1.0]), (4, 4), 3.0)
+    np.testing.assert_array_equal(weight[:, 0], [1, 1, 1, 1])
+    np.testing.assert_array_equal(weight[:, 3], [1, 3, 3, 1])
+
+
+def test_the_features_box_holds_eyes_and_mouth():
+    """Another expression changes next to nothing outside of it."""
+    person = mini_world.people("train", 1)[0]
+    person = dataclasses.replace(person, facial_hair="none", glasses="none")
+    boxes, changed = [], []
+    for expression in ("neutral", "laughing", "surprised", "angry"):
+        circumstance = mini_world.Circumstance(expression=expression)
+        boxes.append(features_box(np.array(mini_world.face_box(circumstance), np.float32)))
+        changed.append(mini_world.draw(person, circumstance).astype(int))
+    difference = np.abs(np.stack(changed) - changed[0]).max((0, 3)) > 8
+    inside = box_weight(boxes[0], difference.shape, 2.0) == 2
+    assert (difference & inside).sum() > 0.95 * difference.sum() > 0
+    assert inside.mean() < 0.2
 
 
 def _from(config, source):

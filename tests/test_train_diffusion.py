@@ -12,6 +12,7 @@ from fusionjax.diffusion import (
     add_noise,
     min_snr_weight,
     predict_clean,
+    random_timesteps,
     snr,
     target,
 )
@@ -92,3 +93,15 @@ def test_min_snr_weight_by_hand():
         min_snr_weight(v, t, 5.0), [5 / (ratio[0] + 1), ratio[1] / (ratio[1] + 1)], rtol=1e-6
     )
     np.testing.assert_array_equal(min_snr_weight(schedule, t, None), [1, 1])
+
+
+def test_the_timesteps_of_a_batch_share_the_schedule_out_evenly():
+    schedule = NoiseSchedule(num_train_timesteps=100)
+    drawn = np.stack(
+        [random_timesteps(schedule, key, 8) for key in jax.random.split(jax.random.key(0), 300)]
+    )
+    first = np.arange(8) * 12.5
+    assert (drawn > first - 1).all()
+    assert (drawn < first + 12.5).all()
+    assert set(drawn.ravel()) == set(range(100))
+    assert drawn.mean() == pytest.approx(49.5, abs=1)

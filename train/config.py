@@ -286,6 +286,10 @@ class BaseRun(RunConfig):
     """What the UNet predicts."""
     caption_dropout: float = 0.1
     """Share of pictures trained with an empty caption, for classifier-free guidance."""
+    features_weight: float = 1.0
+    """Weight of the loss where a face's eyes and mouth are; elsewhere it is 1."""
+    words_weight: float = 0.0
+    """Weight of a second loss: the text states after a caption's end should tell its words."""
     min_snr_gamma: float | None = None
     """Ceiling of the signal-to-noise ratio in the loss weight; None weights all alike."""
     guidance_scale: float = 4.0

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from fusionjax.base import BaseModel
 from fusionjax.checkpoint import base_source, load_adapter
-from fusionjax.diffusion import add_noise, min_snr_weight, target
+from fusionjax.diffusion import add_noise, min_snr_weight, random_timesteps, target
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import save_adapter
 from fusionjax.schedulers import plan
@@ -26,6 +26,7 @@ from train.grids import tile
 from train.latents import cached_latents
 from train.sampling import sample
 from train.step import Batch, Metrics, Params
+from train.weights import box_weight
 
 DTYPES: dict[str, Any] = {
     "float32": jnp.float32,
@@ -97,7 +98,7 @@ class AdapterObjective:
             "tokens": example["tokens"],
             "references": references,
             "present": (np.arange(most) < count).astype(np.float32),
-            "weight": _box_weight(
+            "weight": box_weight(
                 example["face_box"], example["latents"].shape[:2], self.config.face_weight
             ),
         }
@@ -136,7 +137,7 @@ class AdapterObjective:
 
         # The picture, noised to a time of its own.
         noise = jax.random.normal(noise_key, clean.shape)
-        t = jax.random.randint(time_key, (count,), 0, schedule.num_train_timesteps)
+        t = random_timesteps(schedule, time_key, count)
         noisy = add_noise(schedule, clean, noise, t)
 
         # What it is shown: text, faces, both or neither.
@@ -266,15 +267,6 @@ class AdapterObjective:
             jnp.asarray(self.base.decode(frozen, x.astype(self._dtype)), jnp.float32)
             for x in groups
         )
-
-
-def _box_weight(box: np.ndarray, size: tuple[int, int], inside: float) -> np.ndarray:
-    """1 outside the face's box, `inside` in every latent cell that it touches; [h, w]."""
-    weight = np.ones(size, np.float32)
-    top, left = np.floor(box[:2] * size + 1e-6).astype(int)
-    bottom, right = np.ceil(box[2:] * size - 1e-6).astype(int)
-    weight[max(top, 0) : bottom, max(left, 0) : right] = inside
-    return weight
 
 
 def _by_time(error: jax.Array, t: jax.Array, schedule: Any, buckets: int = 4) -> Metrics:

@@ -17,7 +17,7 @@ from fusionjax.base import BaseModel
 from fusionjax.checkpoint import base_source
 from fusionjax.data.cache import text
 from fusionjax.data.pipeline import decode_image, open_records, to_unit
-from fusionjax.diffusion import NoiseSchedule, add_noise, min_snr_weight, target
+from fusionjax.diffusion import NoiseSchedule, add_noise, min_snr_weight, random_timesteps, target
 from fusionjax.errors import UserError
 from fusionjax.schedulers import plan
 from fusionjax.unet import FusionUNet
@@ -27,6 +27,7 @@ from train.grids import tile
 from train.latents import cached_latents
 from train.sampling import guided, sample
 from train.step import Batch, Metrics, Params
+from train.weights import box_weight, features_box
 
 
 class BaseModelObjective:
@@ -60,13 +61,21 @@ class BaseModelObjective:
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         del rng
-        return {"latents": example["latents"], "tokens": example["tokens"]}
+        latents = example["latents"]
+        return {
+            "latents": latents,
+            "tokens": example["tokens"],
+            "weight": box_weight(
+                features_box(example["face_box"]), latents.shape[:2], self.config.features_weight
+            ),
+        }
 
     def batch_shapes(self) -> dict[str, Any]:
         count, unet = self.config.batch_size, self.base.unet
-        grid = (unet.sample_size, unet.sample_size, unet.in_channels)
+        grid = (unet.sample_size, unet.sample_size)
         return {
-            "latents": jax.ShapeDtypeStruct((count, *grid), jnp.float32),
+            "latents": jax.ShapeDtypeStruct((count, *grid, unet.in_channels), jnp.float32),
+            "weight": jax.ShapeDtypeStruct((count, *grid), jnp.float32),
             "tokens": jax.ShapeDtypeStruct((count, self._empty.shape[1]), jnp.int32),
         }
 
@@ -93,14 +102,36 @@ class BaseModelObjective:
         count = clean.shape[0]
         noise_key, time_key, drop_key = jax.random.split(key, 3)
         noise = jax.random.normal(noise_key, clean.shape)
-        t = jax.random.randint(time_key, (count,), 0, schedule.num_train_timesteps)
+        t = random_timesteps(schedule, time_key, count)
         drop = jax.random.bernoulli(drop_key, self.config.caption_dropout, (count, 1))
         tokens = jnp.where(drop, self._empty, batch["tokens"])
         states = jnp.asarray(self.base.encode_text(params, tokens))
         answer = self._denoise(params["unet"], add_noise(schedule, clean, noise, t), t, states)
-        error = jnp.square(answer - target(schedule, clean, noise, t)).mean((1, 2, 3))
-        weight = min_snr_weight(schedule, t, self.config.min_snr_gamma)
-        return (weight * error).mean(), {"mse": error.mean()}
+        error = jnp.square(answer - target(schedule, clean, noise, t)).mean(-1)
+        weight = batch["weight"]
+        each = (weight * error).sum((1, 2)) / weight.sum((1, 2))
+        loss = (min_snr_weight(schedule, t, self.config.min_snr_gamma) * each).mean()
+        words = self._words_loss(params["text_encoder"], batch["tokens"], states, drop[:, 0])
+        return loss + self.config.words_weight * words, {"mse": error.mean(), "words": words}
+
+    def _words_loss(
+        self, text_encoder: Params, tokens: jax.Array, states: jax.Array, dropped: jax.Array
+    ) -> jax.Array:
+        """How badly the states after a caption tell its words: a cross-entropy, at least 0.
+
+        Most of a caption's 77 places come after its end, and attention that has learnt nothing
+        yet looks mostly there: what those states hold, the UNet can use at once. Each word's
+        probability is by the similarity of their mean to the word's own embedding.
+        """
+        end = self.base.tokenizer.eos_token_id
+        after = jnp.cumsum(tokens == end, axis=1) > 0
+        started = jnp.arange(tokens.shape[1])[None] > 0
+        word = (~after & started).astype(jnp.float32)
+        summary = (states * after[..., None]).sum(1) / after.sum(1, keepdims=True)
+        embedding = text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"]
+        told = jax.nn.log_softmax(summary @ embedding.T)
+        each = -(jnp.take_along_axis(told, tokens, axis=1) * word).sum(1) / jnp.maximum(word.sum(1), 1)
+        return (each * ~dropped).mean()
 
     def grid(self, params: Params) -> np.ndarray:
         """Pictures of the validation split over what the model paints to their captions."""
