@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import METADATA, Adapter, load_adapter_file
 from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.sharding import of_all_processes
 from fusionjax.unet import FusionOptions
 
 MINI = "mini"
@@ -87,14 +88,14 @@ class Checkpoints:
         # Writing goes on beside the next steps, which give the state's memory back to XLA; on a
         # CPU Orbax would read that very memory.
         state = jax.tree.map(jnp.copy, state)
-        positions = _of_all_processes(position)
+        positions = [json.loads(each) for each in of_all_processes(json.dumps(position))]
         with self._disk_errors_told():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     ema=ocp.args.StandardSave(state.ema),
-                    position=ocp.args.JsonSave(positions),
+                    position=ocp.args.JsonSave({"processes": positions}),
                 ),
                 metrics=None if validation_loss is None else {METRIC: validation_loss},
                 force=True,
@@ -176,19 +177,6 @@ def _of_the_disk(error: OSError | ValueError) -> str | None:
     return os.strerror(int(code[1])) if code else None
 
 
-def _of_all_processes(position: dict[str, Any]) -> dict[str, Any]:
-    """Gathers every process's position, so that the one file holds them all."""
-    if jax.process_count() == 1:
-        return {"processes": [position]}
-    from jax.experimental import multihost_utils
-
-    text = np.zeros(4096, np.uint8)
-    encoded = np.frombuffer(json.dumps(position).encode(), np.uint8)
-    text[: len(encoded)] = encoded
-    rows = np.asarray(multihost_utils.process_allgather(text))
-    return {"processes": [json.loads(bytes(row[row != 0])) for row in rows]}
-
-
 def base_source(name: str) -> str:
     """Where a base lies: the embedded model for "mini", an existing folder in full, else as is."""
     if name == MINI and not Path(name).exists():
@@ -207,16 +195,20 @@ def adapter_base(path: str | Path) -> str | None:
         to say.
     """
     path = Path(path)
-    run = path.parent.parent if path.parent.name == "checkpoints" else path
     try:
         if path.is_file():
             with SafetensorsFile(path) as file:
                 base = json.loads(file.metadata[METADATA]).get("base")
         else:
-            base = json.loads((run / "config.json").read_text()).get("base")
+            base = json.loads((_run_of(path) / "config.json").read_text()).get("base")
     except (UserError, OSError, ValueError, KeyError, AttributeError):
         return None
     return base_source(base) if isinstance(base, str) else None
+
+
+def _run_of(path: Path) -> Path:
+    """The run's folder, given it or one step's folder in its `checkpoints/`."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -236,7 +228,7 @@ def load_adapter(path: str | Path) -> Adapter:
     if path.is_file():
         adapter = load_adapter_file(path)
         return adapter._replace(base=adapter.base and base_source(adapter.base))
-    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    run = _run_of(path)
     if not (run / "config.json").is_file():
         raise UserError(
             f"{str(path)!r} is no adapter; name a run's folder, a folder in its checkpoints/, "

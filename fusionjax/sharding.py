@@ -13,6 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fusionjax.errors import UserError
 
+_LONGEST_TEXT = 4096
+
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data` and `fsdp` over all devices.
@@ -75,6 +77,30 @@ def frozen_sharding(mesh: Mesh, tree: Any, *, smallest: int = 2**16) -> Any:
         return replicated(mesh)
 
     return jax.tree.map(one, tree)
+
+
+def of_all_processes(text: str) -> list[str]:
+    """What each process of the run says, in every process and in their order.
+
+    Args:
+        text: what this process says; without zero bytes.
+
+    Returns:
+        One text for each process.
+
+    Raises:
+        ValueError: if the text has more than 4,096 bytes.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    if len(encoded) > _LONGEST_TEXT:
+        raise ValueError(f"the text has {len(encoded)} bytes, more than {_LONGEST_TEXT}")
+    padded = np.pad(encoded, (0, _LONGEST_TEXT - len(encoded)))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[row != 0]).decode() for row in rows]
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
+from fusionjax.sharding import of_all_processes
 from train.config import DistributedConfig
-
-_LONGEST_TEXT = 4096
 
 
 def join(config: DistributedConfig) -> None:
@@ -37,12 +35,7 @@ def join(config: DistributedConfig) -> None:
 
 def agreed(text: str) -> str:
     """The first process's text, in every process."""
-    if jax.process_count() == 1:
-        return text
-    padded = np.zeros(_LONGEST_TEXT, np.uint8)
-    padded[: len(text.encode())] = np.frombuffer(text.encode(), np.uint8)
-    shared = np.asarray(multihost_utils.broadcast_one_to_all(padded))
-    return bytes(shared[shared != 0]).decode()
+    return of_all_processes(text)[0]
 
 
 def by_the_first(make: Callable[[], object], is_made: Callable[[], bool]) -> None:

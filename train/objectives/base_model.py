@@ -130,7 +130,8 @@ class BaseModelObjective:
         summary = (states * after[..., None]).sum(1) / after.sum(1, keepdims=True)
         embedding = text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"]
         told = jax.nn.log_softmax(summary @ embedding.T)
-        each = -(jnp.take_along_axis(told, tokens, axis=1) * word).sum(1) / jnp.maximum(word.sum(1), 1)
+        each = -(jnp.take_along_axis(told, tokens, axis=1) * word).sum(1)
+        each /= jnp.maximum(word.sum(1), 1)
         return (each * ~dropped).mean()
 
     def grid(self, params: Params) -> np.ndarray:
