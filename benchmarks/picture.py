@@ -228,8 +228,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="small models and 128² pictures")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=2, help="timed turns after the warm-up")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/picture.json"))
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    name = "picture_small.json" if args.small else "picture.json"
+    output = args.output or Path(__file__).parent / name
 
     models = Torch(SMALL if args.small else FULL)
     base = models.to_jax()
@@ -294,7 +296,7 @@ def main() -> None:
         "encoding_seconds": encoding,
         "compile_seconds": compiled,
     }
-    args.output.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    output.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

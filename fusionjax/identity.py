@@ -12,14 +12,15 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fusionjax.errors import UserError
+from fusionjax.files import whole_file
 
 _KIND = "identity"
 _VERSION = 1
@@ -161,10 +162,11 @@ class Identity:
             "reference": self.reference,
         }
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, path, metadata={_METADATA: json.dumps(about)})
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+            with whole_file(path) as beside:
+                save_file(tensors, beside, metadata={_METADATA: json.dumps(about)})
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path} cannot be written: {reason}") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Identity":

@@ -26,19 +26,21 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit, beyond which a file counts as an
 MIN_SIDE = 32
 _DECODE_SIDE = 4096  # larger JPEGs are decoded at a half, a quarter or an eighth
 _DETECT_SIDE = 800  # faces are looked for in a picture of this size
+_LEAST_DETECTED = 128  # a face in a smaller picture is not seen
 _DETECT_DOUBLINGS = 1  # … enlarged so often; the detector sees faces of 80 pixels and more
 _FACE_SHARE = 0.5  # of the square's side that the detector's box (brows to chin) takes
 
 
-def read_photo(source: PhotoSource) -> Image.Image:
+def read_photo(source: PhotoSource, *, behind: str = "white") -> Image.Image:
     """Reads a photo as 8-bit sRGB, upright.
 
     EXIF rotation is applied, colour profiles and CMYK are converted, 16-bit pictures are scaled to
-    8 bits, transparent ones are laid on white, and very large JPEGs are decoded at a fraction of
+    8 bits, transparent ones are laid on a colour, and very large JPEGs are decoded at a fraction of
     their size.
 
     Args:
         source: a file, a Pillow image, or an array [h, w, 3] of uint8.
+        behind: the colour behind what is transparent.
 
     Returns:
         The picture, mode "RGB".
@@ -51,7 +53,7 @@ def read_photo(source: PhotoSource) -> Image.Image:
         return _checked(_from_array(source), "the array")
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "") or "the image"
-        return _checked(_to_rgb(source, str(name)), str(name))
+        return _checked(_to_rgb(source, str(name), behind), str(name))
     path = os.fspath(source)
     try:
         with warnings.catch_warnings():
@@ -85,7 +87,7 @@ def read_photo(source: PhotoSource) -> Image.Image:
             Exception
         ) as error:  # decoders raise OSError, SyntaxError, zlib.error, struct.error …
             raise UserError(f"{path} is damaged or cut off: {error}") from None
-        return _checked(_to_rgb(image, path), path)
+        return _checked(_to_rgb(image, path, behind), path)
 
 
 def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
@@ -135,9 +137,10 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
     Args:
         source: as for `read_photo`.
         size: side of the result in pixels: the base model's own picture size.
-        crop: `auto` cuts a square around the largest face. A photo that already measures size ×
-            size counts as prepared and is used whole. `none` looks for no face: the photo is
-            used as it is, only its longer side is cut to a square around the middle.
+        crop: `auto` cuts a square around the largest face. A photo of size × size in which none
+            is found, or that is too small to look for one, counts as cut out already. `none` looks
+            for no face: the photo is used as it is, only its longer side is cut to a square around
+            the middle.
 
     Returns:
         The picture, size × size, mode "RGB".
@@ -148,10 +151,13 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
     if crop not in CROPS:
         raise UserError(not_one_of("crop", crop, CROPS))
     image = read_photo(source)
-    if image.size == (size, size):
+    fits = image.size == (size, size)
+    if fits and (crop == "none" or size < _LEAST_DETECTED):
         return image
     if crop == "auto":
         faces = find_faces(image)
+        if not faces and fits:
+            return image
         if not faces:
             name = source if isinstance(source, str | os.PathLike) else "the photo"
             raise UserError(
@@ -196,7 +202,7 @@ def _checked(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, behind: str) -> Image.Image:
     """8-bit sRGB, opaque, upright."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -207,8 +213,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image).convert("RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         try:
             return ImageCms.profileToProfile(

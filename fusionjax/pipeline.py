@@ -345,7 +345,7 @@ class FusionPipeline:
     def __call__(
         self,
         prompt: str | Sequence[str],
-        identities: Sequence[Identity] = (),
+        identities: Identity | Sequence[Identity] = (),
         *,
         masks: Any = None,
         negative_prompt: str = "",
@@ -375,7 +375,8 @@ class FusionPipeline:
 
         Args:
             prompt: what is seen; several prompts give pictures of the same people.
-            identities: the people, from `encode_identity`, `Identity.load` or `Identity.mix`.
+            identities: the people, or one person, from `encode_identity`, `Identity.load` or
+                `Identity.mix`.
             masks: where each person is: an array [i, height, width] in [0, 1]. A place in no
                 mask sees everybody, a place in two sees nobody (the paper's equation 7).
             negative_prompt: what shall not be seen.
@@ -430,11 +431,12 @@ class FusionPipeline:
             if latents.shape != expected:
                 raise UserError(f"latents have shape {latents.shape}; they must be {expected}")
         size = (settings.width, settings.height)
+        people = (identities,) if isinstance(identities, Identity) else tuple(identities)
         pictures = [
             Picture(
                 prompt=prompts[i // num_images_per_prompt],
                 negative_prompt=negative_prompt,
-                identities=tuple(identities),
+                identities=people,
                 face_strength=face_strength,
                 face_steps=face_steps,
                 layer_strength=layer_strength or {},
@@ -496,7 +498,7 @@ class FusionPipeline:
         outputs: list[Any] = []
         for start in range(0, len(pictures), size):
             chunk = list(pictures[start : start + size])
-            report = _of_many(progress, len(outputs), -(-len(pictures) // size))
+            report = of_many(progress, len(outputs), -(-len(pictures) // size))
             filled = chunk + chunk[-1:] * (size - len(chunk))
             outputs.append(self._paint_batch(filled, len(chunk), settings, attention_share, report))
         shares = [share for *_, share in outputs if share is not None]
@@ -735,6 +737,11 @@ class FusionPipeline:
             value = getattr(picture, name)
             if value is not None and not (np.isfinite(value) and value >= 1):
                 raise UserError(f"{name} is {value}; it must be a finite number ≥ 1 (1 is none)")
+        if settings.faces_in_negative and picture.face_guidance_scale is not None:
+            raise UserError(
+                "face_guidance_scale needs a branch without the faces, and faces_in_negative "
+                "leaves none; give one of them"
+            )
         start, end = picture.face_steps
         if not 0 <= start <= end <= 1:
             raise UserError(
@@ -815,6 +822,8 @@ class FusionPipeline:
             )
         if not all(picture.identities for picture in pictures):
             raise UserError("attention shares are asked for, but a picture shows no identity")
+        if any(picture.control_image is not None for picture in pictures):
+            raise UserError("attention shares do not see a ControlNet; leave one of them out")
 
     @staticmethod
     def _check_alike(pictures: Sequence[Picture]) -> None:
@@ -835,7 +844,7 @@ class FusionPipeline:
             )
 
 
-def _of_many(progress: Progress | None, batch: int, batches: int) -> Progress | None:
+def of_many(progress: Progress | None, batch: int, batches: int) -> Progress | None:
     """Progress in one of several batches, as progress in all of them."""
     if progress is None or batches == 1:
         return progress
@@ -893,12 +902,15 @@ class _Clock:
         self._progress(stage, done, of, seconds - (compiled - self._before))
 
 
-def fit_image(source: photo_files.PhotoSource, size: tuple[int, int]) -> np.ndarray:
+def fit_image(
+    source: photo_files.PhotoSource, size: tuple[int, int], *, behind: str = "white"
+) -> np.ndarray:
     """Reads a picture and scales it to the size that is painted.
 
     Args:
         source: see `photos.read_photo`.
         size: width and height in pixels.
+        behind: the colour behind what is transparent.
 
     Returns:
         [H, W, 3] in [0, 1].
@@ -906,7 +918,7 @@ def fit_image(source: photo_files.PhotoSource, size: tuple[int, int]) -> np.ndar
     Raises:
         UserError: if it cannot be read, or its sides are to each other as no crop could mend.
     """
-    image = photo_files.read_photo(source)
+    image = photo_files.read_photo(source, behind=behind)
     if image.size != size:
         wide, high = image.width / size[0], image.height / size[1]
         if max(wide, high) > 1.02 * min(wide, high):
@@ -916,6 +928,22 @@ def fit_image(source: photo_files.PhotoSource, size: tuple[int, int]) -> np.ndar
             )
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / 255
+
+
+def fit_mask(source: photo_files.PhotoSource, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """Reads a mask picture and scales it to the size that is painted; transparent is black.
+
+    Args:
+        source: see `photos.read_photo`.
+        size: width and height in pixels.
+
+    Returns:
+        Brightness in [0, 1].
+
+    Raises:
+        UserError: as `fit_image`.
+    """
+    return fit_image(source, size, behind="black").mean(-1)
 
 
 def box_mask(box: Sequence[float], height: int, width: int) -> Float[np.ndarray, "H W"]:

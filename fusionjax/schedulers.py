@@ -14,6 +14,7 @@ Legend: s rows (calls of the UNet), b batch; a_t the schedule's `alphas_cumprod`
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ def plan(
         if first == steps:
             raise UserError(
                 f"the image's strength {image_strength} of {steps} steps leaves none to run; "
-                f"use at least {1 / steps:.3g} or more steps"
+                f"use at least {math.ceil(1000 / steps) / 1000:g} or more steps"
             )
     method = name.removesuffix("_karras")
     karras = method != name

@@ -18,9 +18,9 @@ A request is the same in one line of JSON, `faces` for a single person, and an `
 
     {"id": "ann-reads", "prompt": "a person reading", "faces": ["ann1.jpg"], "seed": 3}
 
-A painted picture carries its job as JSON in the PNG text chunk `fusionjax`, with a checksum of
-every file that it was painted from and the fingerprints of the models, so that `--from` repeats it
-exactly or says what has changed.
+A painted picture carries its job as JSON in the PNG text chunk `fusionjax`: every option, a
+checksum of every file that it was painted from, and the fingerprints of UNet and adapter, so that
+`--from` repeats it exactly or says what has changed.
 """
 
 import hashlib
@@ -31,9 +31,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusionjax.errors import UserError
+from fusionjax.files import whole_file
 from sample.job import Job
 
 _CHUNK = "fusionjax"
+_VERSION = 1
+_PARTS = ("job", "files", "models")
+_LONGEST_NAME = 200
 
 
 def read_scene(path: Path) -> Job:
@@ -106,8 +110,9 @@ def read_requests(path: Path, within: Job) -> Iterator[Request]:
                 if not isinstance(values, dict):
                     raise UserError("the line is not a JSON object")
                 own = str(values.pop("id", name))
-                if not own or own != os.path.basename(own) or own.startswith("."):
-                    raise UserError(f"id is {own!r}; it must be usable as a file's name")
+                usable = own == os.path.basename(own) and not own.startswith(".")
+                if not own or not usable or len(own.encode()) > _LONGEST_NAME:
+                    raise UserError(f"id is {own[:80]!r}; it must be usable as a file's name")
                 if own in names:
                     raise UserError(f"id {own!r} is used by an earlier row")
                 name = own
@@ -172,11 +177,17 @@ def _read_about(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path} is not a picture that can be read") from None
     try:
         about = json.loads(text or "")
-        return {key: dict(about[key]) for key in ("job", "files", "models")}
+        version, parts = about["version"], {key: dict(about[key]) for key in _PARTS}
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{path} does not say how it was painted; it was not painted here"
         ) from None
+    if version != _VERSION:
+        raise UserError(
+            f"{path} tells how it was painted in version {version} of its text, and only version "
+            f"{_VERSION} is known here; use the program that painted it"
+        )
+    return parts
 
 
 def write_picture(
@@ -197,14 +208,13 @@ def write_picture(
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
-    about = {"version": 1, "job": job.to_json(), "files": sums, "models": models}
+    about = {"version": _VERSION, "job": job.to_json(full=True), "files": sums, "models": models}
     text.add_itxt(_CHUNK, json.dumps(about, ensure_ascii=False))
     if job.prompt:
         text.add_itxt("Description", job.prompt)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        image.save(partial, "PNG", pnginfo=text)
-        partial.replace(path)
+        with whole_file(path) as beside:
+            image.save(beside, "PNG", pnginfo=text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 

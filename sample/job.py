@@ -138,7 +138,8 @@ class Job:
                 raise UserError(not_one_of(field.name, getattr(self, field.name), choices))
         _check_number("num_images", self.num_images, 1, 10_000)
         _check_number("steps", self.steps, 1, 999)
-        _check_number("seed", self.seed, 0, _LARGEST_SEED)
+        # The last picture's seed must be one too.
+        _check_number("seed", self.seed, 0, _LARGEST_SEED - (self.num_images - 1))
         _check_number("face_strength", self.face_strength, 0, math.inf)
         _check_number("control_strength", self.control_strength, 0, math.inf)
         for name in ("guidance_scale", "face_guidance_scale"):
@@ -151,7 +152,7 @@ class Job:
                 if value % 8:
                     raise UserError(
                         f"{name} is {value}; it must be a multiple of 8, for example "
-                        f"{max(round(value / 8), 1) * 8}"
+                        f"{max(round(value / 64), 1) * 64}"
                     )
         if len(self.face_steps) != 2 or not 0 <= self.face_steps[0] <= self.face_steps[1] <= 1:
             raise UserError(
@@ -162,6 +163,11 @@ class Job:
             raise UserError(f"image_strength is {self.image_strength}; it must be in (0, 1]")
         if self.paint_where and not self.image:
             raise UserError("paint_where is given without image; name the picture to paint in")
+        if self.faces_in_negative and self.face_guidance_scale is not None:
+            raise UserError(
+                "face_guidance_scale guides away from a picture without the faces, and "
+                "faces_in_negative shows them there too; give one of them"
+            )
         if self.control_image and not self.controlnet:
             raise UserError("control_image is given without controlnet; name the ControlNet")
         for layer, factor in self.layer_strength.items():
@@ -205,9 +211,16 @@ class Job:
             read["people"] = tuple(_person(person, folder) for person in people)
         return cls(**read) if within is None else dataclasses.replace(within, **read)
 
-    def to_json(self) -> dict[str, Any]:
-        """The job as JSON values; what has its default value is left out."""
-        return _to_json(self)
+    def to_json(self, *, full: bool = False) -> dict[str, Any]:
+        """The job as JSON values.
+
+        Args:
+            full: also what has its default value, which another version may have changed.
+
+        Returns:
+            What `from_mapping` reads.
+        """
+        return _to_json(self, full)
 
 
 def _person(values: Any, folder: Path | None) -> Person:
@@ -215,6 +228,8 @@ def _person(values: Any, folder: Path | None) -> Person:
         raise UserError(f"a person is {values!r}; it must have keys such as faces, box, mask")
     values = dict(values)
     if "identity" in values:  # one file is the common case
+        if "faces" in values:
+            raise UserError("a person has faces and an identity; give all files as faces")
         values["faces"] = [values.pop("identity")]
     return Person(**_read(Person, values, folder))
 
@@ -247,15 +262,27 @@ def _each(value: Any, change: Any) -> Any:
 
 
 def _existing(path: str, folder: Path | None) -> str:
-    found = Path(path).expanduser() if folder is None else folder / Path(path).expanduser()
+    found = _located(path, folder)
     if not found.is_file():
         raise UserError(f"{path} does not exist" if not found.is_dir() else f"{path} is a folder")
     return str(found.absolute())
 
 
+def _located(path: str, folder: Path | None) -> Path:
+    """The path in full; what the system cannot even look up is told as a missing file is."""
+    try:
+        found = Path(path).expanduser()
+        found = found if folder is None else folder / found
+        found.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, nobody's home, a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{_shortened(path, 80)!r} is no file's name ({reason})") from None
+    return found
+
+
 def _if_existing(source: str, folder: Path | None) -> str:
     name, _, strength = source.partition(":")
-    found = Path(name).expanduser() if folder is None else folder / Path(name).expanduser()
+    found = _located(name, folder)
     if not found.exists():
         return source
     return str(found.absolute()) + (f":{strength}" if strength else "")
@@ -290,12 +317,18 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+    # Python compares whole numbers of any size, but does not make them floating-point ones.
+    if not low <= value <= high or value == math.inf:
         limits = f"≥ {low:g}" if math.isinf(high) else f"in {low:.10g}..{high:.10g}"
-        raise UserError(f"{name} is {value:g}; it must be {limits}")
+        told = f"{value:g}" if isinstance(value, float) else _shortened(str(value))
+        raise UserError(f"{name} is {told}; it must be {limits}")
 
 
-def _to_json(value: Any) -> Any:
+def _shortened(text: str, most: int = 20) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _to_json(value: Any, full: bool) -> Any:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         own = getattr(value, field.name)
@@ -304,9 +337,9 @@ def _to_json(value: Any) -> Any:
             if field.default_factory is not dataclasses.MISSING
             else field.default
         )
-        if own == default:
+        if own == default and not full:
             continue
         if field.name == "people":
-            own = [_to_json(person) for person in own]
+            own = [_to_json(person, full) for person in own]
         values[field.name] = json.loads(json.dumps(own))
     return values

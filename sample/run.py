@@ -61,6 +61,13 @@ def run(options: Options) -> int:
         raise UserError(f"--save-identity needs one person, and there are {len(job.people)}")
     if options.attention_share and not job.people:
         raise UserError("--attention-share needs a person, and there is none")
+    if options.attention_share and job.controlnet:
+        raise UserError("--attention-share does not see a ControlNet; leave one of them out")
+    if options.save_identity is not None and options.save_identity.suffix != ".safetensors":
+        raise UserError(
+            f"--save-identity is {options.save_identity}; its name must end in .safetensors, "
+            "so that --face knows it"
+        )
     if job.controlnet and not (job.control_image or options.depth_from):
         raise UserError("a ControlNet is given without --control-image (or --depth-from)")
     _run_job(options, job)
@@ -210,12 +217,12 @@ class Studio:
         Raises:
             UserError: if something is wrong, before anything is compiled for painting.
         """
-        from fusionjax.pipeline import Picture, box_mask, fit_image
+        from fusionjax.pipeline import Picture, box_mask, fit_image, fit_mask
 
         size = (settings.width, settings.height)
 
         def grey(path: str | None) -> Any:
-            return fit_image(path, size).mean(-1) if path else None
+            return fit_mask(path, size) if path else None
 
         masks: list[Any] = []
         for person in job.people:
@@ -227,6 +234,11 @@ class Studio:
                     raise UserError(
                         f"{person.mask} is black everywhere: its person would have no place"
                     )
+        if job.people and self.pipe.fusion_params is None:
+            raise UserError(
+                "people are given, but no adapter is loaded; name one (--fusion), or leave the "
+                "faces out"
+            )
         # Everything that needs no photo is checked before the first photo is looked at.
         nobody = Picture(
             prompt=job.prompt or "",
@@ -328,6 +340,9 @@ class Studio:
         """
         from jax.errors import JaxRuntimeError
 
+        from fusionjax.pipeline import of_many
+
+        batches = -(-len(pictures) // batch)
         for start in range(0, len(pictures), batch):
             chunk = list(pictures[start : start + batch])
             filled = chunk + chunk[-1:] * (batch - len(chunk))
@@ -335,7 +350,10 @@ class Studio:
                 warnings.simplefilter("ignore")  # prompts were warned of when they were checked
                 try:
                     out = self.pipe.paint(
-                        filled, settings, attention_share=attention_share, progress=self.bar
+                        filled,
+                        settings,
+                        attention_share=attention_share,
+                        progress=of_many(self.bar, start // batch, batches),
                     )
                 except JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -393,8 +411,16 @@ def _run_requests(options: Options, within: Job) -> int:
     began = time.perf_counter()
 
     def paint(settings: "Settings", group: list[_Waiting], batch: int) -> None:
+        nonlocal bad
         assert studio is not None
-        _paint_group(studio, settings, group, batch, options, log)
+        try:
+            _paint_group(studio, settings, group, batch, options, log)
+        except UserError as error:  # the other groups may still be painted
+            for request in {item.request.number: item.request for item in group}.values():
+                if log.expects(request):
+                    bad += 1
+                    print(f"row {request.number}: {error}", file=sys.stderr)
+                    log.write(request, error=str(error))
         left = len(todo) - log.written
         seconds = (time.perf_counter() - began) / max(log.written, 1) * left
         bar.say(f"{log.written}/{len(todo)} rows" + (f", {duration(seconds)} left" if left else ""))
@@ -488,10 +514,14 @@ class _Results:
     def expect(self, request: files.Request, pictures: int) -> None:
         self._expected[request.number] = pictures
 
+    def expects(self, request: files.Request) -> bool:
+        """Whether the row's line is still to be written."""
+        return request.number in self._expected
+
     def painted(self, request: files.Request, index: int, name: str, seed: int) -> None:
         pending = self._pending.setdefault(request.number, [])
         pending.append((index, name, seed))
-        if len(pending) == self._expected[request.number]:
+        if len(pending) == self._expected.get(request.number):
             pending.sort()
             self.write(
                 request,
@@ -502,6 +532,7 @@ class _Results:
     def write(self, request: files.Request, **result: Any) -> None:
         about = {"row": request.number, "id": request.name, "request": request.digest, **result}
         self.written += 1
+        self._expected.pop(request.number, None)
         if self._lines.get(request.name) == about:
             return
         with self._path.open("a", encoding="utf-8") as file:

@@ -146,6 +146,15 @@ def test_the_face_is_found_and_cut_out():
     assert 0.4 < w2 / 256 < 0.65
 
 
+def test_a_photo_of_the_models_size_is_cut_out_too():
+    """A whole figure in 512 × 512 pixels is no portrait."""
+    assert Image.open(ASTRONAUT).size == (512, 512)
+    (_, _, width, _), *_ = photos.find_faces(photos.prepare_photo(ASTRONAUT, 512))
+    assert 0.4 < width / 512 < 0.65
+    nobody = Image.new("RGB", (512, 512), "grey")
+    assert photos.prepare_photo(nobody, 512).size == (512, 512)
+
+
 def test_the_largest_face_is_taken():
     photo = Image.open(ASTRONAUT)
     both = Image.new("RGB", (photo.width * 2, photo.height))

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fusionjax.errors import UserError
 from fusionjax.identity import Identity
@@ -169,13 +170,15 @@ def test_every_option_reaches_the_picture(world, monkeypatch):
         --prompt x --negative-prompt y --face {world}/ann.png {world}/ben.png
         --face-weights 0.25 0.75 --face-strength 0.9 --face-steps 0.1 0.8
         --layer-strength {layer}=0.5 --face-guidance-scale 2 --guidance-scale 4
-        --faces-in-negative --num-images 2 --seed 5 --steps 6 --scheduler lms
+        --num-images 2 --seed 5 --steps 6 --scheduler lms
         --image {world}/ann.png --image-strength 0.5 --paint-where {world}/right.png
     """
     options = parse(line.split())
     studio = Studio(options.job(), options, Bar(None))
     job, settings = studio.settled(options.job())
-    assert settings == Settings(64, 64, 6, "lms", image_strength=0.5, faces_in_negative=True)
+    assert settings == Settings(64, 64, 6, "lms", image_strength=0.5)
+    both = dataclasses.replace(job, faces_in_negative=True, face_guidance_scale=None)
+    assert studio.settled(both)[1].faces_in_negative
     first, second = studio.pictures(job, settings)
     assert (first.prompt, first.negative_prompt) == ("x", "y")
     assert (first.seed, second.seed) == (5, 6)
@@ -233,6 +236,94 @@ def test_requests_paint_all_but_the_bad_row_and_resume(sample, world, tmp_path, 
     requests.write_text("\n".join(map(json.dumps, rows)))
     sample(*words)
     assert len(list(out.glob("*.png"))) == 20
+
+
+def test_no_row_stops_the_others(sample, world, monkeypatch, capsys):
+    """Rows whose values no check expects, and a batch that fails while it is painted."""
+    rows = [
+        {"prompt": "x", "seed": 2**32 - 1, "num_images": 2},
+        {"prompt": "x", "seed": 10**400},
+        {"prompt": "x", "faces": ["data:image/png;base64," + "A" * 5000]},
+        {"prompt": "x", "faces": ["~nobody-of-this-name/x.jpg"]},
+        {"prompt": "x", "faces": ["a\0b"]},
+        {"prompt": "x", "id": "long" * 100},
+        {"prompt": "too large", "num_images": 3},
+        {"prompt": "fine", "seed": 3, "faces": ["ann.png"]},
+    ]
+    requests = world / "odd.jsonl"
+    requests.write_text("\n".join(map(json.dumps, rows)))
+    painted = Studio.painted
+
+    def failing(self, pictures, *rest, **options):
+        if pictures[0].prompt == "too large":
+            raise UserError("the memory does not hold it")
+        return painted(self, pictures, *rest, **options)
+
+    monkeypatch.setattr(Studio, "painted", failing)
+    out = sample("--requests", requests, "--batch-size", 2, status=1)
+    said = capsys.readouterr().err
+    for message in (
+        "row 1: seed is 4294967295; it must be in 0..4294967294",
+        "row 2: seed is 10000000000000000000…; it must be",
+        "row 3: 'data:image/png;base64,AAA",
+        "row 4: '~nobody-of-this-name/x.jpg' is no file's name",
+        "row 5: a\0b does not exist",
+        "row 6: id is 'longlong",
+        "row 7: the memory does not hold it",
+        "7 of 8 rows could not be painted",
+    ):
+        assert message in said
+    assert said.count("row 7: ") == 1
+    assert [path.name for path in out.glob("*.png")] == ["row0008_000.png"]
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert sorted(line["row"] for line in results) == list(range(1, 9))
+
+
+def test_progress_is_that_of_all_batches(sample, world, monkeypatch):
+    heard = []
+
+    def hear(self, stage, done, of, seconds):
+        if stage == "steps":
+            heard.append((done, of))
+
+    monkeypatch.setattr(Bar, "__call__", hear)
+    sample("--prompt", "x", "--num-images", 4, "--batch-size", 2)
+    assert {of for _, of in heard} == {4}
+    assert heard[-1][0] == 4
+    assert heard == sorted(heard)
+
+
+def test_what_is_transparent_in_a_mask_is_outside(sample, world, tmp_path):
+    """A white shape on nothing, as picture editors write it."""
+    shape = np.full((64, 64, 4), 255, np.uint8)
+    shape[:, :32, 3] = 0
+    Image.fromarray(shape).save(tmp_path / "shape.png")
+    words = ("--prompt", "x", "--image", world / "ann.png", "--paint-where")
+    out = sample(*words, tmp_path / "shape.png")
+    sample(*words, world / "right.png")
+    assert np.array_equal(pixels(out / "0001_seed0.png"), pixels(out / "0002_seed0.png"))
+
+
+def test_the_picture_tells_every_option(sample, world, tmp_path, capsys):
+    """Defaults too, since another version may have others; that version does not guess."""
+    out = sample("--prompt", "x")
+    with Image.open(out / "0001_seed0.png") as image:
+        about = json.loads(image.text["fusionjax"])
+        assert {"seed", "scheduler", "crop", "steps", "dtype"} <= about["job"].keys()
+        about["version"] = 2
+        later = PngInfo()
+        later.add_itxt("fusionjax", json.dumps(about))
+        image.save(tmp_path / "later.png", pnginfo=later)
+    sample("--from", tmp_path / "later.png", status=2)
+    assert "in version 2 of its text, and only version 1 is known" in capsys.readouterr().err
+
+
+def test_faces_without_an_adapter_are_refused_at_once(world, compiled, capsys):
+    typed = parse(["--base", f"{world}/base", "--face", f"{world}/ann.png", "--prompt", "x"])
+    studio = Studio(typed.job(), typed, Bar(None))
+    with pytest.raises(UserError, match="people are given, but no adapter is loaded"):
+        studio.pictures(*studio.settled(typed.job()))
+    assert not compiled
 
 
 def test_requests_go_on_after_being_stopped(sample, world, monkeypatch, compiled):
@@ -297,6 +388,23 @@ def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
         (["--output", "{world}/ann.png/out"], "ann.png is a file; name another"),
         (["--save-identity", "{world}/ann.png/x"], "ann.png is a file; name another"),
         (["--attention-share"], "--attention-share needs a person, and there is none"),
+        (
+            ["--face", "{world}/ann.png", "--save-identity", "ann.id"],
+            "its name must end in .safetensors",
+        ),
+        (
+            [
+                "--face",
+                "{world}/ann.png",
+                "--attention-share",
+                "--controlnet",
+                "x",
+                "--control-image",
+                "{world}/ann.png",
+            ],
+            "--attention-share does not see a ControlNet",
+        ),
+        (["--faces-in-negative", "--face-guidance-scale", "2"], "give one of them"),
         (["--controlnet", "x"], "a ControlNet is given without --control-image"),
         (
             ["--depth-from", "{world}/ann.png", "--controlnet", "x"],
@@ -425,6 +533,8 @@ def test_people_of_a_job(world):
     one = {"faces": [str(world / "ann.png")]}
     with pytest.raises(UserError, match="person 2 has neither box nor mask"):
         Job.from_mapping({"people": [{**one, "box": [0, 0, 1, 1]}, one]})
+    with pytest.raises(UserError, match="a person has faces and an identity"):
+        Job.from_mapping({"people": [{**one, "identity": "ann.safetensors"}]})
     with pytest.raises(UserError, match="a person has a box and a mask"):
         Job.from_mapping({"people": [{**one, "box": [0, 0, 1, 1], "mask": one["faces"][0]}]})
     with pytest.raises(UserError, match="2 weights for 1 faces"):
@@ -434,6 +544,7 @@ def test_people_of_a_job(world):
     job = Job.from_mapping({"prompt": "x", "faces": ["ann.png"], "weights": [2]}, folder=world)
     assert Job.from_mapping(job.to_json()) == job
     assert set(job.to_json()) == {"prompt", "people"}
+    assert Job.from_mapping(job.to_json(full=True)) == job
 
 
 def test_an_adapter_for_the_embedded_base_has_its_defaults(world):

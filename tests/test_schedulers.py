@@ -178,8 +178,9 @@ def test_more_levels_than_one_table_can_hold_are_refused():
         schedulers.plan(NoiseSchedule(), "ddim", 1000)
     with pytest.raises(UserError, match="scheduler is 'heun'; choose one of ddim"):
         schedulers.plan(NoiseSchedule(), "heun", 10)
-    with pytest.raises(UserError, match=r"strength 0\.01 of 20 steps leaves none to run"):
-        schedulers.plan(NoiseSchedule(), "ddim", 20, image_strength=0.01)
+    with pytest.raises(UserError, match=r"strength 0\.01 of 30 steps leaves none.* least 0\.034 "):
+        schedulers.plan(NoiseSchedule(), "ddim", 30, image_strength=0.01)
+    assert len(schedulers.plan(NoiseSchedule(), "ddim", 30, image_strength=0.034)) == 1
     with pytest.raises(UserError, match=r"strength is 1\.5; it must be in"):
         schedulers.plan(NoiseSchedule(), "ddim", 20, image_strength=1.5)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusionjax.errors import UserError
+from fusionjax.files import whole_file
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -17,12 +18,8 @@ def write_whole(path: Path, text: str) -> None:
         path: the file; what it held stays until the new text is complete.
         text: its new content.
     """
-    beside = path.with_name(path.name + ".new")
-    try:
+    with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

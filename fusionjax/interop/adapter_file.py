@@ -13,12 +13,10 @@ safetensors writes several in random order, and the same adapter should be the s
 Nothing here needs Flax's or PyTorch's models.
 """
 
-import contextlib
 import json
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fusionjax.errors import UserError
+from fusionjax.files import whole_file
 from fusionjax.interop.recognise import kind_of
 from fusionjax.interop.safetensors_file import SafetensorsFile
 
@@ -89,17 +88,12 @@ def save_adapter(
     about = {"base": base, "base_fingerprint": base_fingerprint}
     about = {name: value for name, value in about.items() if value is not None}
     metadata = {METADATA: json.dumps({**options.to_json(), **about})}
-    beside = Path(f"{path}.new")  # an earlier file stays until this one is complete
     try:
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, metadata=metadata)
-        beside.replace(path)
+        with whole_file(path) as beside:
+            save_file(tensors, beside, metadata=metadata)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be written: {reason}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:

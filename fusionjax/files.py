@@ -1,0 +1,29 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place beside a file to write its new content to; it takes the file's place at the end.
+
+    A kill or a full disk leaves what the file held before, and an error leaves nothing beside it.
+
+    Args:
+        path: the file; its folder is made.
+
+    Yields:
+        The place to write to.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
