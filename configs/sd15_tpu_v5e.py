@@ -2,7 +2,8 @@
 
     python -m train configs/sd15_tpu_v5e.py --base PATH_OF_SD15
 
-On several hosts add `--distributed.enabled True`: the pod's processes find each other.
+On several hosts add `--distributed.enabled True`: the pod's processes find each other. The run's
+folder, the dataset and the cache must lie on a disk that all hosts share.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fusionjax.checkpoint import Checkpoints, load_adapter
 from fusionjax.data import mini_faces
-from fusionjax.data.cache import CachedLatents
+from fusionjax.data.cache import CachedLatents, made_from
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import load_adapter_file
@@ -103,6 +103,31 @@ def test_it_overfits_eight_pictures(objective, config, batch):
     state, _ = trained(objective, config, batch, 80)
     after = fixed(state.params)
     assert after < 0.8 * before, (before, after)
+
+
+def test_frozen_weights_stay_what_they_were(config, shelf):
+    """Bit by bit, after a whole run."""
+    before = jax.tree.map(np.array, tiny_base().params)
+    objective = AdapterObjective(config, make_mesh(devices=jax.devices()[:1]))
+    source = objective.source(config.data.train_split)
+    examples = [objective.make(source[i], np.random.default_rng(i)) for i in range(8)]
+    batch = {name: np.stack([x[name] for x in examples]) for name in examples[0]}
+    trained(objective, config, batch, 3)
+    for part, weights in objective.frozen.items():
+        jax.tree.map(np.testing.assert_array_equal, weights, before[part])
+
+
+def test_steps_that_are_not_finite_stop_the_run(config, shelf, tmp_path):
+    hopeless = dataclasses.replace(
+        config,
+        output=str(tmp_path / "run"),
+        steps=30,
+        log_every_steps=1,
+        max_skipped_in_row=3,
+        optimizer=OptimizerConfig(learning_rate=1e38, warmup_steps=0, schedule="constant"),
+    )
+    with pytest.raises(UserError, match=r"3 steps in a row up to step \d+ had a gradient"):
+        run(hopeless)
 
 
 def test_frozen_weights_get_no_gradient_and_no_moments(objective, config, batch):
@@ -219,8 +244,10 @@ def test_a_run_from_start_to_end(finished):
     )
     adapter = load_adapter(folder)
     size = sum(x.nbytes for x in jax.tree.leaves(adapter.params))
-    assert written < 5 * size + 500_000  # Orbax's own files take some room
-    assert sum(x.nbytes for x in jax.tree.leaves(base.params)) > 5 * size + 500_000
+    assert (
+        written < 5 * size + 1_000_000
+    )  # Orbax's own files take some room, more on a busy machine
+    assert sum(x.nbytes for x in jax.tree.leaves(base.params)) > 5 * size + 1_000_000
 
     # The averaged weights of the last step, wherever they are loaded from.
     assert adapter.base_fingerprint == base.fingerprint
@@ -255,6 +282,11 @@ def test_stopped_and_continued_is_the_same_run(config, shelf):
 def test_a_run_is_not_continued_with_other_settings(config, finished):
     with pytest.raises(UserError, match="begun with seed 0 and is to be continued with 1"):
         run(dataclasses.replace(config, output=str(finished), seed=1))
+    faster = dataclasses.replace(config.optimizer, learning_rate=1.0)
+    with pytest.raises(UserError, match=r"begun with optimizer\.learning_rate 0\.003 and is to be"):
+        run(dataclasses.replace(config, output=str(finished), optimizer=faster))
+    more = dataclasses.replace(config.data, threads=3)
+    run(dataclasses.replace(config, output=str(finished), data=more))  # no matter
     with pytest.raises(UserError, match="already holds a run"):
         run(dataclasses.replace(config, output=str(finished), resume=False))
 
@@ -400,8 +432,29 @@ def test_half_precision_scales_the_loss_and_learns(config, batch):
 def test_a_cache_of_something_else_is_refused(config, objective):
     objective.source("train")
     folder = f"{config.data.folder}-latents/train"
-    with pytest.raises(UserError, match="was made with base"):
+    with pytest.raises(UserError, match="was made from another base"):
         CachedLatents(folder, {"base": "another"})
+    about = made_from(objective.base, config.data.folder)
+    CachedLatents(folder, about)  # fits
+    other = objective.base.params | {
+        "vae": jax.tree.map(lambda x: x + 1, objective.base.params["vae"])
+    }
+    replaced = dataclasses.replace(objective.base, params=other)
+    assert made_from(replaced, config.data.folder)["autoencoder"] != about["autoencoder"]
+    with pytest.raises(UserError, match="was made from another autoencoder"):
+        CachedLatents(folder, made_from(replaced, config.data.folder))
+
+
+def test_a_dataset_is_known_wherever_it_lies(config, objective, tmp_path):
+    """The same files elsewhere are the same dataset; others in the same place are not."""
+    about = made_from(objective.base, config.data.folder)
+    shutil.copytree(config.data.folder, tmp_path / "faces")
+    assert made_from(objective.base, tmp_path / "faces") == about
+    shutil.rmtree(tmp_path / "faces")
+    mini_faces.build(tmp_path / "faces", people=8, pictures_per_person=1, scenes=0, processes=1)
+    assert made_from(objective.base, tmp_path / "faces")["dataset"] != about["dataset"]
+    with pytest.raises(UserError, match=r"holds no dataset_info\.json"):
+        made_from(objective.base, tmp_path)
     with pytest.raises(UserError, match="no finished cache"):
         CachedLatents(config.data.folder)
 

@@ -86,9 +86,9 @@ def test_training_goes_on_from_a_base_model_that_was_written(shelf):
     written = str(folder / "base" / "base")
     objective = BaseModelObjective(config, make_mesh(devices=jax.devices()[:1]))
     key = jax.random.key(0)
-    own = _initial(_from(config, str(folder / "base")), objective, key)
-    again = _initial(_from(config, written), objective, key)
-    fresh = _initial(config, objective, key)
+    own = _initial(str(folder / "base"), objective, key)
+    again = _initial(written, objective, key)
+    fresh = _initial(None, objective, key)
     for mine, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6, rtol=1e-3)  # float16 on disk
     assert any(
@@ -96,7 +96,7 @@ def test_training_goes_on_from_a_base_model_that_was_written(shelf):
         for mine, new in zip(jax.tree.leaves(own), jax.tree.leaves(fresh), strict=True)
     )
     with pytest.raises(UserError, match=r"init_from is 'mini'; its weights have other shapes"):
-        _initial(_from(config, "mini"), objective, key)
+        _initial("mini", objective, key)
 
 
 def test_the_text_states_are_asked_for_the_words_of_their_caption(shelf):
@@ -112,7 +112,7 @@ def test_the_text_states_are_asked_for_the_words_of_their_caption(shelf):
         states = np.repeat(np.stack(summaries)[:, None], tokens.shape[1], axis=1) * 1e3
         return float(objective._words_loss(params, tokens, states, np.array(dropped)))
 
-    assert loss(own) < 0.5 * loss(own[::-1])
+    assert loss(own) < loss(own[::-1]) - 1
     assert loss(own, (True, True)) == 0
     assert loss(own, (False, True)) + loss(own, (True, False)) == pytest.approx(loss(own))
 
@@ -136,10 +136,6 @@ def test_the_features_box_holds_eyes_and_mouth():
     inside = box_weight(boxes[0], difference.shape, 2.0) == 2
     assert (difference & inside).sum() > 0.95 * difference.sum() > 0
     assert inside.mean() < 0.2
-
-
-def _from(config, source):
-    return dataclasses.replace(config, init_from=source)
 
 
 def test_principal_components_are_the_best_linear_latents():

@@ -1,5 +1,6 @@
 """What users type: configs, overrides, errors, dry runs, signals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -139,17 +140,31 @@ def test_sigterm_saves_and_a_second_command_continues(tmp_path):
     command += ["--log-every-steps", "1", "--validation.every-steps", "2000"]
     command += ["--checkpoint.every-steps", "2000"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     log = tmp_path / "run" / "metrics.jsonl"
-    end = time.monotonic() + 300
-    while not (log.is_file() and log.read_text().count("\n") >= 3):
-        assert time.monotonic() < end
-        assert first.poll() is None
-        time.sleep(0.2)
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(120) == 0
-    saved = [
-        int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdecimal()
-    ]
-    assert len(saved) == 1
-    assert 3 <= saved[0] < 2000
+
+    def steps():
+        lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+        return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+    def stopped_after(more, number):
+        """Runs the command until so many more steps are told, and stops it; the saved step."""
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        before, end = len(steps()), time.monotonic() + 300
+        while len(steps()) < before + more:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        newest = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+        assert f"stopped and saved after step {newest}; `--output {tmp_path / 'run'}`" in said
+        return newest
+
+    first = stopped_after(3, signal.SIGTERM)
+    assert 3 <= first < 2000
+    second = stopped_after(3, signal.SIGINT)
+    assert first + 3 <= second < 2000
+    assert steps() == list(range(1, second + 1))

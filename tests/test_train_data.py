@@ -79,18 +79,24 @@ def test_bad_examples_are_skipped_counted_and_listed(tmp_path):
         example(11, caption="  "),
         example(12, references=0, face_box=np.zeros(4, np.float32)),
         example(13, image=b"neither"),
+        example(14, image=b""),
+        example(15, face_box=np.array([0.5, 0.5, 0.5, 0.9], np.float32)),
     ]
     reasons = write(tmp_path / "c", good[:3] + bad + good[3:], most_skipped=0.5)
     assert reasons == {
-        "unreadable picture": 2,
+        "unreadable picture": 3,
         "empty caption": 1,
-        "no reference and no face": 1,
+        "face's box of no size": 2,
     }
-    assert len(cache.CachedLatents(tmp_path / "c")) == 6
+    cached = cache.CachedLatents(tmp_path / "c")
+    assert (len(cached), cached.skipped) == (6, 6)
     assert (tmp_path / "c" / "skipped.tsv").read_text().splitlines()[0] == "3\tunreadable picture"
-    with pytest.raises(UserError, match=r"4 of 10 examples cannot be used .*2 × unreadable"):
+    with pytest.raises(UserError, match=r"6 of 12 examples cannot be used .*3 × unreadable"):
         write(tmp_path / "strict", good + bad, most_skipped=0.3)
     assert not (tmp_path / "strict").exists()
+    listed = (tmp_path / "strict.skipped.tsv").read_text().splitlines()
+    assert listed[0] == "6\tunreadable picture"
+    assert len(listed) == 6
 
 
 def test_pictures_of_two_sizes_are_refused(tmp_path):
@@ -194,7 +200,7 @@ def test_augmentation_changes_pictures_a_little_and_repeatably():
 
 @pytest.fixture
 def album(tmp_path, monkeypatch):
-    """Two people with three and one pictures, and four pictures that cannot be used."""
+    """Two people with three and one pictures, and pictures that cannot be used."""
 
     def middle(image):
         empty = np.asarray(image).std() < 1
@@ -213,6 +219,8 @@ def album(tmp_path, monkeypatch):
     Image.fromarray(photo(9, 64)).save(root / "ada" / "mute.png")
     Image.fromarray(np.full((64, 64, 3), 7, np.uint8)).save(root / "bo" / "wall.png")
     (root / "bo" / "wall.txt").write_text("a wall")
+    Image.fromarray(photo(5, 64)).save(root / "bo" / "latin.png")
+    (root / "bo" / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     return root
 
 
@@ -220,9 +228,20 @@ def test_an_album_becomes_a_dataset(album, tmp_path):
     reasons = face_pairs.build(
         album, tmp_path / "data", size=32, validation_share=0.0, most_skipped=0.5
     )
-    assert reasons == {"unreadable": 1, "without caption": 1, "without face": 1}
-    assert len((tmp_path / "data" / "skipped.tsv").read_text().splitlines()) == 3
-    records = open_records(tmp_path / "data", "train")
+    assert reasons == {
+        "unreadable": 1,
+        "without caption": 1,
+        "without face": 1,
+        "with a caption that is not UTF-8": 1,
+    }
+    assert len((tmp_path / "data" / "skipped.tsv").read_text().splitlines()) == 4
+    # One person is held out, whatever the share.
+    people = [
+        {cache.text(r["identity"]) for r in (records[i] for i in range(len(records)))}
+        for records in (open_records(tmp_path / "data", split) for split in ("train", "validation"))
+    ]
+    assert sorted(map(tuple, people)) == [("ada",), ("bo",)]
+    records = open_records(tmp_path / "data", "train+validation")
     found = {cache.text(r["caption"]): r for r in (records[i] for i in range(len(records)))}
     assert sorted(found) == ["ada number 0", "ada number 1", "ada number 2", "bo number 0"]
     assert len(found["ada number 1"]["references"]) == 2
@@ -236,11 +255,12 @@ def test_an_album_becomes_a_dataset(album, tmp_path):
 
 
 def test_albums_that_cannot_be_used_are_refused(album, tmp_path, capsys):
-    with pytest.raises(UserError, match="3 of 7 pictures cannot be used"):
+    with pytest.raises(UserError, match="4 of 8 pictures cannot be used"):
         face_pairs.build(album, tmp_path / "data", size=32)
     assert not (tmp_path / "data").exists()
+    assert "latin.png\twith a caption" in (tmp_path / "data.skipped.tsv").read_text()
     assert face_pairs.main([str(album), str(tmp_path / "data"), "--size", "32"]) == 2
-    assert "error: 3 of 7 pictures cannot be used" in capsys.readouterr().err
+    assert "error: 4 of 8 pictures cannot be used" in capsys.readouterr().err
     with pytest.raises(UserError, match="is no folder of pictures"):
         face_pairs.build(tmp_path / "nowhere", tmp_path / "data")
     with pytest.raises(UserError, match=r"holds no dataset_info\.json"):

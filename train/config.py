@@ -20,8 +20,13 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 def _at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
-        if value < minimum:
+        if not value >= minimum:  # NaN is not
             raise UserError(f"{name.replace('__', '.')} is {value}; it must be at least {minimum}")
+
+
+def _check_gamma(gamma: float | None) -> None:
+    if gamma is not None and not gamma > 0:
+        raise UserError(f"min_snr_gamma is {gamma}; it must be > 0, or None for no weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,10 @@ class OptimizerConfig:
         _at_least(1, optimizer__accumulate_steps=self.accumulate_steps)
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"optimizer.ema_decay is {self.ema_decay}; it must be in [0, 1)")
-        if self.max_grad_norm <= 0:
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise UserError(f"optimizer.{name} is {beta}; it must be in [0, 1)")
+        if not self.max_grad_norm > 0:
             raise UserError(f"optimizer.max_grad_norm is {self.max_grad_norm}; it must be > 0")
 
 
@@ -113,6 +121,11 @@ class DistributedConfig:
             raise UserError(
                 "distributed.coordinator, distributed.processes and distributed.process go "
                 "together; give all three or none"
+            )
+        if self.processes is not None and not 0 <= (self.process or 0) < self.processes:
+            raise UserError(
+                f"distributed.process is {self.process}; of {self.processes} processes the "
+                f"numbers are 0..{self.processes - 1}"
             )
         _at_least(1, distributed__heartbeat_timeout_s=self.heartbeat_timeout_s)
 
@@ -191,6 +204,9 @@ class RunConfig:
             max_skipped_in_row=self.max_skipped_in_row,
             log_every_steps=self.log_every_steps,
         )
+        _at_least(0, seed=self.seed)
+        if self.seed >= 2**32:
+            raise UserError(f"seed is {self.seed}; it must be below {2**32}")
         if self.batch_size % self.optimizer.accumulate_steps:
             raise UserError(
                 f"batch_size is {self.batch_size} and optimizer.accumulate_steps "
@@ -300,6 +316,8 @@ class BaseRun(RunConfig):
         for channels in self.block_out_channels:
             if channels % 32:
                 raise UserError(f"block_out_channels has {channels}, not a multiple of 32")
+        _at_least(0, features_weight=self.features_weight, words_weight=self.words_weight)
+        _check_gamma(self.min_snr_gamma)
         if not 0 <= self.caption_dropout <= 1:
             raise UserError(f"caption_dropout is {self.caption_dropout}; it must be in [0, 1]")
         if not 1 <= self.attention_levels <= len(self.block_out_channels):
@@ -342,6 +360,7 @@ class AdapterRun(RunConfig):
         super().__post_init__()
         _at_least(1, references=self.references)
         _at_least(0, face_weight=self.face_weight)
+        _check_gamma(self.min_snr_gamma)
         dropouts = (self.text_dropout, self.faces_dropout, self.both_dropout)
         if min(dropouts) < 0 or sum(dropouts) > 1:
             raise UserError(

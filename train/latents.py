@@ -1,7 +1,6 @@
 """Cached latents of a dataset's split, computed with a progress bar when first asked for."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -23,7 +22,7 @@ def cached_latents(
     data: str,
     split: str,
     folder: Path,
-    made_from: dict[str, Any],
+    made_from: dict[str, str],
     with_references: bool,
 ) -> cache.CachedLatents:
     """Opens the cache of a split, and makes it first if there is none.
@@ -34,7 +33,7 @@ def cached_latents(
         data: the dataset's folder.
         split: of the dataset.
         folder: caches of several splits lie side by side in it.
-        made_from: tells one base's cache from another's.
+        made_from: as `cache.made_from` tells it.
         with_references: whether the references are needed too.
 
     Returns:
@@ -58,11 +57,17 @@ def cached_latents(
                 lambda images: encode(base.params, jax.device_put(images, sharding)),
                 base.tokenize,
                 split=split,
-                about={"dataset": str(Path(data).absolute()), **made_from},
+                about=made_from,
                 batch_size=-(-BATCH // len(devices)) * len(devices),
                 with_references=with_references,
                 progress=progress,
             )
 
-    by_the_first(opened, cache.folder_of_split(folder, split).is_dir)
-    return opened()
+    place = cache.folder_of_split(folder, split)
+    new = not place.is_dir()
+    by_the_first(opened, place.is_dir)
+    latents = opened()
+    if new and latents.skipped and jax.process_index() == 0:
+        where = place / "skipped.tsv"
+        tqdm.write(f"{latents.skipped} examples of {split} cannot be used; {where} lists them")
+    return latents

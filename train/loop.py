@@ -42,6 +42,13 @@ def run(config: RunConfig) -> Path:
     going_on = agreed(str(_is_continued(config, folder))) == "True"
     if writes:
         make_folder(folder)
+    agreed("the folder is there")
+    if not folder.is_dir():
+        raise UserError(
+            f"process {jax.process_index()} does not see the run's folder {str(folder)!r} that the "
+            "first process made; several hosts need a disk that they share, for --output, "
+            "data.folder and cache"
+        )
 
     # ---- What is trained, on what, where ----
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -64,11 +71,13 @@ def run(config: RunConfig) -> Path:
 
     # ---- The state: fresh, or exactly where the run was ----
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = _initial(config, objective, init_key)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last)
+    latest = checkpoints.latest() if going_on else None
+    source = None if latest is not None else config.init_from
+    params = _initial(source, objective, init_key)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = jax.device_put(init_state(params, optimizer, config.precision), replicated(mesh))
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last)
-    if going_on and (latest := checkpoints.latest()) is not None:
+    if latest is not None:
         restored, position = checkpoints.restore(latest, state)
         # The step gives its state's memory back to XLA; what Orbax read is not XLA's to reuse.
         state = jax.tree.map(jnp.copy, restored)
@@ -84,10 +93,11 @@ def run(config: RunConfig) -> Path:
     watch = Watch(folder, steps=config.steps, done=done, enabled=writes)
     held_out = _validation_batches(config, objective)
     clock = _Clock()
-    stopped = False
+    stopped, metrics = False, None
+    watch.say(f"the run's folder is {folder}; `--output {folder}` continues it")
     with stop_signal() as stop:
         while done < config.steps and not (stopped := stop(done)):
-            with clock.waiting():
+            with clock.waiting(metrics):
                 batch = put_batch(mesh, next(batches))
             state, metrics = train_step(state, frozen, batch, step_key)
             done += 1
@@ -106,14 +116,17 @@ def run(config: RunConfig) -> Path:
                 values = _validation_loss(validate, state.ema, frozen, held_out)
                 watch.metrics(done, values, group="validation")
                 held_out_loss = values["loss"]
+            if held_out_loss is not None or done % config.checkpoint.every_steps == 0:
+                checkpoints.save(done, state, batches.position(), held_out_loss)
+            if held_out_loss is not None:
                 watch.grid(done, objective.grid(jax.device_get(state.ema)))
                 clock.restart()
-            if done % config.checkpoint.every_steps == 0 or done == config.steps:
-                checkpoints.save(done, state, batches.position(), held_out_loss)
 
     # ---- The end ----
     if stopped and checkpoints.latest() != done:
         checkpoints.save(done, state, batches.position())
+    if stopped:
+        watch.say(f"stopped and saved after step {done}; `--output {folder}` continues the run")
     checkpoints.close()
     batches.close()
     if writes and done == config.steps:
@@ -139,15 +152,28 @@ def _is_continued(config: RunConfig, folder: Path) -> bool:
     before, now = json.loads((folder / "config.json").read_text()), config.to_json()
     harmless = {
         "name", "output", "resume", "init_from", "log_every_steps", "mesh", "checkpoint",
-        "validation", "max_skipped_in_row", "distributed",
+        "validation", "max_skipped_in_row", "distributed", "data.threads", "data.buffered_batches",
+        "cache", "attention", "remat", "guidance_scale",
     }  # fmt: skip
-    for name in now.keys() - harmless:
-        if before.get(name) != now[name]:
+    was, is_now = _flat(before), _flat(now)
+    for name in sorted(is_now):
+        if not harmless & {name, name.partition(".")[0]} and was.get(name) != is_now[name]:
             raise UserError(
-                f"{str(folder)!r} was begun with {name} {before.get(name)!r} and is to be "
-                f"continued with {now[name]!r}; name another --output or leave {name} as it was"
+                f"{str(folder)!r} was begun with {name} {was.get(name)!r} and is to be "
+                f"continued with {is_now[name]!r}; name another --output or leave {name} as it was"
             )
     return True
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by the names that the command line has for them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _check_same_base(folder: Path, now: dict[str, Any]) -> None:
@@ -186,20 +212,20 @@ def _build_data(config: RunConfig) -> None:
     by_the_first(draw, Path(config.data.folder, "dataset_info.json").is_file)
 
 
-def _initial(config: RunConfig, objective: Objective, key: jax.Array) -> Any:
+def _initial(source: str | None, objective: Objective, key: jax.Array) -> Any:
     """Fresh weights, another run's averaged ones, or those of a model that was written out."""
     fresh = objective.init(key, objective.frozen)
-    if config.init_from is None:
+    if source is None:
         return fresh
-    if (Path(config.init_from) / "checkpoints").is_dir():
-        checkpoints, step = latest_run_step(config.init_from)
+    if (Path(source) / "checkpoints").is_dir():
+        checkpoints, step = latest_run_step(source)
         other = Checkpoints(checkpoints, read_only=True)
         given = other.restore_ema(step)
         other.close()
     else:
-        given = objective.read(config.init_from)
+        given = objective.read(source)
     if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, fresh):
-        raise UserError(f"init_from is {config.init_from!r}; its weights have other shapes")
+        raise UserError(f"init_from is {source!r}; its weights have other shapes")
     return jax.tree.map(jnp.array, given)
 
 
@@ -237,22 +263,30 @@ def _stop_if_hopeless(config: RunConfig, values: dict[str, float], done: int) ->
 
 
 class _Clock:
-    """Pictures a second, and the share of the time that the device waited for input."""
+    """Pictures a second, and the share of the time that the device waited for input.
+
+    The host runs ahead of the device: its wait for a batch costs nothing while the device still
+    works on the step before, so only a wait that the device saw the end of is counted.
+    """
 
     def __init__(self) -> None:
         self.restart()
+        self._running: Any = None  # an array; `is_ready` is not in its type
 
     def restart(self) -> None:
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
-    def waiting(self) -> Any:
+    def waiting(self, metrics: Any) -> Any:
+        """Times the `with` block; `metrics` are those of the step before, or None."""
+        self._running = None if metrics is None else jax.tree.leaves(metrics)[0]
         return self
 
     def __enter__(self) -> None:
         self._begun = time.perf_counter()
 
     def __exit__(self, *_: Any) -> None:
-        self._waited += time.perf_counter() - self._begun
+        if self._running is None or self._running.is_ready():
+            self._waited += time.perf_counter() - self._begun
         self._steps += 1
 
     def read(self, batch_size: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -56,7 +56,7 @@ def by_the_first(make: Callable[[], object], is_made: Callable[[], bool]) -> Non
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
-    """SIGTERM ends a run after a step that is the same in all processes.
+    """SIGTERM ends a run after a step that is the same in all processes; so does Ctrl-C once.
 
     Yields:
         A function to be called with the number of steps done, once before each further step:
@@ -70,11 +70,21 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda _: False
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+
+    def heard(number: int, _: Any) -> None:
+        event.set()
+        signal.signal(
+            number, before[signal.Signals(number)]
+        )  # the second time it ends the program at once
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, heard)
     try:
         yield lambda _: event.is_set()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_the_others(status: int) -> NoReturn:

@@ -32,7 +32,7 @@ class Watch:
         (folder / "grids").mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._lines: TextIO = _continued(folder / "metrics.jsonl", done)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
     def step(self, shown: Mapping[str, str] | None = None) -> None:

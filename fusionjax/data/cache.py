@@ -17,19 +17,23 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from fusionjax.base import BaseModel
 from fusionjax.data.augment import augment, face_square
-from fusionjax.data.pipeline import decode_image, to_unit
+from fusionjax.data.pipeline import dataset_info, decode_image, to_unit
 from fusionjax.errors import UserError
+from fusionjax.files import whole_file
 
 VERSION = 1
 _WHAT = "cache.json"
+_SKIPPED = "skipped.tsv"
 _ARRAYS = ("latents", "target", "references", "reference_starts", "tokens", "face_boxes")
 
 Encode = Callable[[Float[np.ndarray, "b H W 3"]], Any]
@@ -90,6 +94,9 @@ def write_cache(
             caption = text(example["caption"]).strip()
             if not caption:
                 raise _UnusableError("empty caption")
+            box = np.asarray(example["face_box"], np.float32)
+            if not (box[:2] < box[2:]).all():
+                raise _UnusableError("face's box of no size")
             target = _decoded(example["image"])
             photos = []
             if with_references:
@@ -101,15 +108,20 @@ def write_cache(
         else:
             captions.append(caption)
             starts.append(len(references))
-            boxes.append(np.asarray(example["face_box"], np.float32))
+            boxes.append(box)
         if progress is not None:
             progress(number + 1, len(source))
     reasons = collections.Counter(reason for _, reason in skipped)
+    lines = "".join(f"{number}\t{reason}\n" for number, reason in skipped)
     if len(skipped) > most_skipped * len(source):
+        listed = folder.with_name(f"{folder.name}.skipped.tsv")
+        with whole_file(listed) as beside:
+            beside.write_text(lines, encoding="utf-8")
         told = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
         raise UserError(
             f"{len(skipped)} of {len(source)} examples cannot be used ({told}), more than the "
-            f"share of {most_skipped} that may be skipped; the first is example {skipped[0][0]}"
+            f"share of {most_skipped} that may be skipped; they are listed in {str(listed)!r}. "
+            "Mend them, or allow more: python -m fusionjax cache --most-skipped SHARE"
         )
     tokens = [tokenize(captions[i : i + 1024]) for i in range(0, len(captions), 1024)]
     arrays = {
@@ -125,11 +137,40 @@ def write_cache(
     unfinished.mkdir(parents=True)
     for name in _ARRAYS:
         np.save(unfinished / f"{name}.npy", arrays[name])
-    lines = [f"{number}\t{reason}\n" for number, reason in skipped]
-    (unfinished / "skipped.tsv").write_text("".join(lines), encoding="utf-8")
+    (unfinished / _SKIPPED).write_text(lines, encoding="utf-8")
     (unfinished / _WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
     unfinished.rename(folder)
     return reasons
+
+
+def made_from(base: BaseModel, data: str | Path) -> dict[str, str]:
+    """What decides the contents of a cache: digests of the dataset and of what encodes it.
+
+    Args:
+        base: its autoencoder and tokenizer are used.
+        data: the dataset's folder; where it lies does not matter.
+
+    Returns:
+        For `about`.
+
+    Raises:
+        UserError: if there is no dataset.
+    """
+    info = dataset_info(data)
+    vocabulary = repr(sorted(base.tokenizer.get_vocab().items())).encode()
+    weights = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(base.params["vae"])]
+    return {
+        "dataset": _digest([info.read_bytes()]),
+        "autoencoder": _digest(weights),
+        "tokenizer": _digest([vocabulary]),
+    }
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    total = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
 
 
 def cached_latents(
@@ -176,8 +217,9 @@ def folder_of_split(folder: str | Path, split: str) -> Path:
 class CachedLatents:
     """A cache as random-access examples.
 
-    Each example is `latents` [h, w, c] float32, `references` [r, h, w, c] float32 (r may be 0),
-    `tokens` [t], `face_box` [4].
+    `skipped` is how many examples of the dataset could not be used; the folder's `skipped.tsv`
+    lists them. Each example is `latents` [h, w, c] float32, `references` [r, h, w, c] float32 (r
+    may be 0), `tokens` [t], `face_box` [4].
     """
 
     def __init__(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
@@ -193,13 +235,14 @@ class CachedLatents:
         folder = Path(folder)
         if not (folder / _WHAT).is_file():
             raise UserError(f"{str(folder)!r} holds no {_WHAT}; it is no finished cache")
-        made_from = json.loads((folder / _WHAT).read_text())
+        found = json.loads((folder / _WHAT).read_text())
         for name, value in {"version": VERSION, **(about or {})}.items():
-            if made_from.get(name) != value:
+            if found.get(name) != value:
                 raise UserError(
-                    f"the cache {str(folder)!r} was made with {name} {made_from.get(name)!r}, "
-                    f"not {value!r}; remove it, so that it is made again"
+                    f"the cache {str(folder)!r} was made from another {name} "
+                    f"({found.get(name)!r}, not {value!r}); remove it, so that it is made again"
                 )
+        self.skipped = len((folder / _SKIPPED).read_text(encoding="utf-8").splitlines())
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
 
     def __len__(self) -> int:

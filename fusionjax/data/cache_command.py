@@ -11,7 +11,6 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fusionjax.errors import UserError
 
@@ -56,11 +55,12 @@ def _write(args: argparse.Namespace) -> None:
 
     from fusionjax.base import BaseModel
     from fusionjax.checkpoint import base_source
-    from fusionjax.data.cache import cached_latents
+    from fusionjax.data.cache import cached_latents, made_from
     from fusionjax.data.pipeline import open_records
 
     base = BaseModel.from_pretrained(base_source(args.base))
     encode = jax.jit(base.encode_image)
+    about = made_from(base, args.data)
     for split in args.splits:
         with tqdm(desc=split, unit="picture", delay=0.5) as bar:
 
@@ -74,13 +74,11 @@ def _write(args: argparse.Namespace) -> None:
                 lambda images: encode(base.params, images),
                 base.tokenize,
                 split=split,
-                about={
-                    "dataset": str(Path(args.data).absolute()),
-                    "base": base.fingerprint,
-                },
+                about=about,
                 batch_size=args.batch_size,
                 views=args.views,
                 most_skipped=args.most_skipped,
                 progress=progress,
             )
-        print(f"{split}: {len(cache)} examples in {args.output}")
+        bad = f", {cache.skipped} skipped (listed in its skipped.tsv)" if cache.skipped else ""
+        print(f"{split}: {len(cache)} examples in {args.output}{bad}")

@@ -31,6 +31,7 @@ from PIL import Image
 
 from fusionjax import photos
 from fusionjax.errors import UserError
+from fusionjax.files import whole_file
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 Example = dict[str, Any]
@@ -92,7 +93,8 @@ def build(
         pictures: a folder for each person, see above.
         folder: where the dataset goes; must not exist yet.
         size: side of every picture in pixels: the base model's.
-        validation_share: share of the people (not of the pictures) kept for validation.
+        validation_share: share of the people (not of the pictures) kept for validation; at least
+            one, and not all.
         max_references: most photos kept with an example.
         most_skipped: the largest share of pictures that may be skipped.
         progress: called with the pictures read and their number.
@@ -124,29 +126,38 @@ def build(
         if progress is not None:
             progress(number + 1, len(files))
     reasons = collections.Counter(reason for _, reason in skipped)
+    lines = "".join(f"{path}\t{reason}\n" for path, reason in skipped)
     if len(skipped) > most_skipped * len(files):
+        listed = target.with_name(f"{target.name}.skipped.tsv")
+        with whole_file(listed) as beside:
+            beside.write_text(lines, encoding="utf-8")
         told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise UserError(
             f"{len(skipped)} of {len(files)} pictures cannot be used ({told}), more than the "
-            f"share of {most_skipped} that may be skipped; the first is {skipped[0][0]}"
+            f"share of {most_skipped} that may be skipped; they are listed in {str(listed)!r}"
         )
     splits: dict[str, list[Example]] = {"train": [], "validation": []}
-    for person, found in by_person.items():
-        name = "validation" if _share(person) < validation_share else "train"
-        splits[name] += _examples(person, found, max_references)
-    if not splits["train"]:
+    by_share = sorted(by_person, key=_share)
+    if len(by_share) < 2:
         raise UserError(
-            f"every person falls into validation; validation_share is {validation_share}"
+            f"{str(root)!r} holds usable pictures of {len(by_share)} person; at least two are "
+            "needed, one of them for validation"
         )
-    if not splits["validation"]:
-        del splits["validation"]
+    # At least one person on either side, whatever the share.
+    held_out = sum(_share(person) < validation_share for person in by_share)
+    held_out = min(max(held_out, 1), len(by_share) - 1)
+    for name, persons in (
+        ("validation", by_share[:held_out]),
+        ("train", by_share[held_out:]),
+    ):
+        for person in sorted(persons):
+            splits[name] += _examples(person, by_person[person], max_references)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         builder = FacePairs(splits=splits, data_dir=scratch)
         builder.download_and_prepare()
         shutil.move(builder.data_dir, target)
-    lines = [f"{path}\t{reason}\n" for path, reason in skipped]
-    (target / "skipped.tsv").write_text("".join(lines), encoding="utf-8")
+    (target / "skipped.tsv").write_text(lines, encoding="utf-8")
     return reasons
 
 
@@ -163,7 +174,10 @@ class _Found:
 
 def _read(path: Path, size: int) -> _Found:
     words = path.with_suffix(".txt")
-    caption = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
+    try:
+        caption = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
+    except UnicodeDecodeError:
+        raise _Unusable("with a caption that is not UTF-8") from None
     if not caption:
         raise _Unusable("without caption")
     try:

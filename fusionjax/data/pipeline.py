@@ -20,6 +20,21 @@ from fusionjax.errors import UserError
 Example = dict[str, Any]
 
 
+def dataset_info(folder: str | Path) -> Path:
+    """The file that says what the TFDS dataset in a folder holds.
+
+    Raises:
+        UserError: if there is no dataset.
+    """
+    info = Path(folder) / "dataset_info.json"
+    if not info.is_file():
+        raise UserError(
+            f"data.folder is {str(folder)!r}; it holds no dataset_info.json: name the folder "
+            "of a TFDS dataset, or build one first"
+        )
+    return info
+
+
 def open_records(folder: str | Path, split: str) -> Any:
     """Opens one split of a TFDS ArrayRecord dataset; pictures stay encoded.
 
@@ -33,12 +48,7 @@ def open_records(folder: str | Path, split: str) -> Any:
     Raises:
         UserError: if there is no such dataset or split.
     """
-    folder = Path(folder)
-    if not (folder / "dataset_info.json").is_file():
-        raise UserError(
-            f"data.folder is {str(folder)!r}; it holds no dataset_info.json: name the folder "
-            "of a TFDS dataset, or build one first"
-        )
+    dataset_info(folder)
     import tensorflow_datasets as tfds
 
     class Encoded(tfds.decode.SkipDecoding):
@@ -78,7 +88,8 @@ def decode_image(encoded: Any) -> UInt8[np.ndarray, "H W 3"]:
         return encoded
     if isinstance(encoded, io.IOBase):
         encoded = encoded.read()
-    picture = cv2.imdecode(np.frombuffer(bytes(encoded), np.uint8), cv2.IMREAD_COLOR)
+    encoded = bytes(encoded)
+    picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if picture is None:
         raise ValueError("not a readable picture")
     return np.ascontiguousarray(picture[..., ::-1])

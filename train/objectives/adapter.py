@@ -5,6 +5,7 @@ noised, photos of the same person go through the frozen UNet, and the answer is 
 base's own target.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusionjax.base import BaseModel
-from fusionjax.checkpoint import base_source, load_adapter
+from fusionjax.checkpoint import MINI, base_source, load_adapter
+from fusionjax.data.cache import made_from
 from fusionjax.diffusion import add_noise, min_snr_weight, random_timesteps, target
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import save_adapter
@@ -79,7 +81,7 @@ class AdapterObjective:
             data=data.folder,
             split=split,
             folder=Path(self.config.cache or f"{data.folder}-latents"),
-            made_from={"base": self.base.fingerprint},
+            made_from=made_from(self.base, data.folder),
             with_references=True,
         )
 
@@ -196,7 +198,10 @@ class AdapterObjective:
         )
 
     def how_to_use(self, folder: Path) -> str:
-        return f'python -m sample --fusion {folder} --face PHOTO --prompt "…"'
+        line = f"python -m sample --fusion {shlex.quote(str(folder))}"
+        if self.config.base == MINI:  # it has people of its own
+            return line
+        return f'{line} --face PHOTO.jpg --prompt "a person in a garden"'
 
     def _text(self, frozen: Any, tokens: jax.Array) -> jax.Array:
         return jnp.asarray(self.base.encode_text(frozen, tokens))

@@ -1,7 +1,6 @@
 """The base model: UNet and text encoder learn together to denoise cached latents."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
 from fusionjax.base import BaseModel
 from fusionjax.checkpoint import base_source
-from fusionjax.data.cache import text
+from fusionjax.data.cache import made_from, text
 from fusionjax.data.pipeline import decode_image, open_records, to_unit
 from fusionjax.diffusion import NoiseSchedule, add_noise, min_snr_weight, random_timesteps, target
 from fusionjax.errors import UserError
@@ -45,17 +44,15 @@ class BaseModelObjective:
 
     def source(self, split: str) -> Any:
         """The cached latents of a split; they are computed at first use."""
-        autoencoder = _digest(self.base.params["vae"])
+        data = self.config.data.folder
+        about = made_from(self.base, data)
         return cached_latents(
             self.base,
             self._mesh,
-            data=self.config.data.folder,
+            data=data,
             split=split,
-            folder=Path(f"{self.config.data.folder}-latents-{autoencoder}"),
-            made_from={
-                "autoencoder": autoencoder,
-                "tokenizer": _digest_text(self.base.tokenizer.get_vocab()),
-            },
+            folder=Path(f"{data}-latents-{about['autoencoder']}"),
+            made_from=about,
             with_references=False,
         )
 
@@ -214,14 +211,3 @@ def _new_base(config: BaseRun) -> BaseModel:
         params={"vae": vae_params},
         schedule=NoiseSchedule(prediction_type=config.prediction_type),
     )
-
-
-def _digest(tree: Any) -> str:
-    total = hashlib.blake2b(digest_size=8)
-    for leaf in jax.tree.leaves(tree):
-        total.update(np.asarray(leaf).tobytes())
-    return total.hexdigest()
-
-
-def _digest_text(value: Any) -> str:
-    return hashlib.blake2b(repr(sorted(value.items())).encode(), digest_size=8).hexdigest()
