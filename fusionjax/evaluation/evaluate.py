@@ -14,9 +14,10 @@ from fusionjax.evaluation import report
 from fusionjax.evaluation import suite as suites
 from fusionjax.evaluation.recogniser import Recogniser
 from fusionjax.evaluation.suite import Cases, Pixels, Progress, Suite
-from fusionjax.pipeline import MINI_BASE, FusionPipeline
+from fusionjax.pipeline import ASSETS, MINI_BASE, FusionPipeline
 
 NO_FUSION = "none"
+MINI_DECOUPLED = ASSETS / "mini_decoupled.safetensors"
 
 
 def evaluate(
@@ -34,7 +35,8 @@ def evaluate(
         suite: How much, and how.
         base: The base model; None is the adapter's own, or the embedded one.
         fusion: The adapter; None is the embedded one, `none` measures the base alone.
-        decoupled: An adapter with `fusion="decoupled"` for the same base, to compare with.
+        decoupled: An adapter with `fusion="decoupled"` for the same base, to compare with; the
+            embedded adapter is compared with an embedded one.
         recogniser: A recogniser's file; None is the embedded one.
         progress: Called with a stage, how much of it is done, and of how much.
 
@@ -50,6 +52,8 @@ def evaluate(
         pipe = FusionPipeline(BaseModel.from_pretrained(source))
     else:
         pipe = FusionPipeline.from_pretrained(base, fusion)
+    if fusion is None and decoupled is None and pipe.fusion_params is not None:
+        decoupled = str(MINI_DECOUPLED)
     return run(suite, pipe, judge, fusion=fusion, other=_other(pipe, decoupled), progress=progress)
 
 
