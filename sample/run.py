@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ASSETS = Path(fusionjax.__file__).parent / "assets"
 # What the embedded mini model paints when nothing is asked for.
+MINI_FACE = "cleo"  # of the embedded people the one that it keeps best
 MINI_PROMPT = "a person laughing, wearing an astronaut suit, in a garden with flowers"
 MINI_GUIDANCE = 3.0
 _BATCH_PER_DEVICE = 4
@@ -87,8 +88,8 @@ def _is_embedded(job: Job) -> bool:
 def _with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
     """The embedded model paints an embedded person, unless somebody or nobody is named."""
     if _is_embedded(job) and not job.people and "people" not in given:
-        faces = sorted((_ASSETS / "faces").glob("*.png"))
-        job = dataclasses.replace(job, people=(Person(faces=(str(faces[0]),)),))
+        face = _ASSETS / "faces" / f"{MINI_FACE}.png"
+        job = dataclasses.replace(job, people=(Person(faces=(str(face),)),))
     return job
 
 
