@@ -177,7 +177,8 @@ def test_two_processes_train_as_one_does(shelf):
 def test_a_lost_process_ends_the_others_with_an_error(shelf, lost):
     name = f"lost{lost}"
     two = start_two(shelf, name, steps=100_000, keep=5)
-    wait_until(lambda: len(lines(shelf / name)) > 7, two[0])
+    saved = shelf / name / "checkpoints"
+    wait_until(lambda: any(path.name.isdecimal() for path in saved.glob("*")), two[0])
     two[lost].kill()
     two[lost].wait()
     other = two[1 - lost]
