@@ -27,3 +27,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all.
+
+    Args:
+        path: the file; what it held stays until the new text is complete.
+        text: its new content.
+    """
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")

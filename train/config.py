@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from fusionjax.attention import Implementation
 from fusionjax.errors import UserError
+from fusionjax.files import write_whole
 from fusionjax.unet import FusionOptions
-from train.files import write_whole
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

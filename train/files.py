@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk leaves as they were, and what to say about a full disk."""
+"""What to say where a run's files cannot be written."""
 
 import contextlib
 import errno
@@ -6,20 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusionjax.errors import UserError
-from fusionjax.files import whole_file
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all.
-
-    Args:
-        path: the file; what it held stays until the new text is complete.
-        text: its new content.
-    """
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
 
 
 def make_folder(folder: Path) -> None:

@@ -123,7 +123,7 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
             file=sys.stderr,
         )
         leave_the_others(1)
-    except Exception:
+    except Exception:  # whatever it is, the others must not wait for this process
         traceback.print_exc()
         leave_the_others(1)
     return 0

@@ -73,11 +73,9 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
 
     def heard(number: int, _: Any) -> None:
         event.set()
-        signal.signal(
-            number, before[signal.Signals(number)]
-        )  # the second time it ends the program at once
+        signal.signal(number, before[number])  # the second time it ends the program at once
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
         signal.signal(number, heard)
     try:

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from train.files import write_whole
+from fusionjax.files import write_whole
 
 
 class Watch:

@@ -29,7 +29,7 @@ from fusionjax.base import BaseModel
 from fusionjax.data.augment import augment, face_square
 from fusionjax.data.pipeline import dataset_info, decode_image, to_unit
 from fusionjax.errors import UserError
-from fusionjax.files import whole_file
+from fusionjax.files import write_whole
 
 VERSION = 1
 _WHAT = "cache.json"
@@ -115,8 +115,7 @@ def write_cache(
     lines = "".join(f"{number}\t{reason}\n" for number, reason in skipped)
     if len(skipped) > most_skipped * len(source):
         listed = folder.with_name(f"{folder.name}.skipped.tsv")
-        with whole_file(listed) as beside:
-            beside.write_text(lines, encoding="utf-8")
+        write_whole(listed, lines)
         told = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
         raise UserError(
             f"{len(skipped)} of {len(source)} examples cannot be used ({told}), more than the "

@@ -31,7 +31,7 @@ from PIL import Image
 
 from fusionjax import photos
 from fusionjax.errors import UserError
-from fusionjax.files import whole_file
+from fusionjax.files import write_whole
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 Example = dict[str, Any]
@@ -129,8 +129,7 @@ def build(
     lines = "".join(f"{path}\t{reason}\n" for path, reason in skipped)
     if len(skipped) > most_skipped * len(files):
         listed = target.with_name(f"{target.name}.skipped.tsv")
-        with whole_file(listed) as beside:
-            beside.write_text(lines, encoding="utf-8")
+        write_whole(listed, lines)
         told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise UserError(
             f"{len(skipped)} of {len(files)} pictures cannot be used ({told}), more than the "

@@ -5,6 +5,7 @@ noised, photos of the same person go through the frozen UNet, and the answer is 
 base's own target.
 """
 
+import functools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,14 @@ class AdapterObjective:
             data=data.folder,
             split=split,
             folder=Path(self.config.cache or f"{data.folder}-latents"),
-            made_from=made_from(self.base, data.folder),
+            made_from=self._made_from,
             with_references=True,
         )
+
+    @functools.cached_property
+    def _made_from(self) -> dict[str, str]:
+        """Of the caches; it reads all of the autoencoder, and the grids ask for a source too."""
+        return made_from(self.base, self.config.data.folder)
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draws the references: 1 to `config.references` of the photos, in any order."""
