@@ -16,6 +16,7 @@ from PIL import Image
 from fusionjax.checkpoint import Checkpoints, load_adapter
 from fusionjax.data import mini_faces
 from fusionjax.data.cache import CachedLatents, made_from
+from fusionjax.data.cache_command import main as cache_main
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import load_adapter_file
@@ -443,6 +444,43 @@ def test_a_cache_of_something_else_is_refused(config, objective):
     assert made_from(replaced, config.data.folder)["autoencoder"] != about["autoencoder"]
     with pytest.raises(UserError, match="was made from another autoencoder"):
         CachedLatents(folder, made_from(replaced, config.data.folder))
+
+
+def test_with_cached_text_states_no_text_encoder_is_needed(config, objective, batch, tmp_path):
+    """The loss is that of the text encoder in the step, but for float16 in the cache."""
+    changed = dataclasses.replace(config, text_states=True, cache=str(tmp_path / "latents"))
+    cached = AdapterObjective(changed, objective._mesh)
+    assert set(cached.frozen) == {"unet"}
+    source = cached.source("train")
+    examples = [cached.make(source[i], np.random.default_rng(i)) for i in range(8)]
+    states = {name: np.stack([x[name] for x in examples]) for name in examples[0]}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
+    assert shapes == cached.batch_shapes()
+    params = objective.init(jax.random.key(0), objective.frozen)
+    in_the_step, beforehand = jax.jit(objective.loss), jax.jit(cached.loss)
+    for seed in range(3):
+        key = jax.random.key(seed)
+        expected, _ = in_the_step(params, objective.frozen, batch, key)
+        loss, _ = beforehand(params, cached.frozen, states, key)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+    np.testing.assert_allclose(cached.grid(params), objective.grid(params), atol=1)
+    abstract = AdapterObjective(changed, objective._mesh, abstract=True)
+    assert abstract.batch_shapes() == shapes
+
+
+def test_a_cache_without_text_states_or_with_others_is_refused(config, objective, shelf, tmp_path):
+    """Without asking for them, a cache that has them will do."""
+    data = str(config.data.folder)
+    about = made_from(objective.base, data, text_states=True)
+    plain = ["--base", str(shelf / "base"), "--data", data, "--splits", "validation"]
+    assert cache_main([*plain, "--output", str(tmp_path / "plain")]) == 0
+    with pytest.raises(UserError, match="holds no text states"):
+        CachedLatents(tmp_path / "plain/validation", about)
+    assert cache_main([*plain, "--output", str(tmp_path / "full"), "--text-states"]) == 0
+    CachedLatents(tmp_path / "full/validation", about)
+    CachedLatents(tmp_path / "full/validation", made_from(objective.base, data))
+    with pytest.raises(UserError, match="was made from another text_encoder"):
+        CachedLatents(tmp_path / "full/validation", about | {"text_encoder": "x"})
 
 
 def test_a_dataset_is_known_wherever_it_lies(config, objective, tmp_path):

@@ -62,6 +62,7 @@ def shelf(tmp_path_factory):
         text_features=32,
         text_layers=1,
         text_heads=2,
+        face_weight=2.0,
         features_weight=3.0,
         words_weight=0.1,
         **common,
@@ -136,6 +137,21 @@ def test_the_features_box_holds_eyes_and_mouth():
     inside = box_weight(boxes[0], difference.shape, 2.0) == 2
     assert (difference & inside).sum() > 0.95 * difference.sum() > 0
     assert inside.mean() < 0.2
+
+
+def test_the_loss_counts_more_in_the_head_and_most_at_eyes_and_mouth(shelf):
+    _, config = shelf
+    objective = BaseModelObjective(config, make_mesh(devices=jax.devices()[:1]))
+    example = {
+        "latents": np.zeros((20, 20, 4), np.float32),
+        "tokens": np.zeros(77, np.int32),
+        "face_box": np.array([0.0, 0.0, 1.0, 0.5], np.float32),
+    }
+    weight = objective.make(example, np.random.default_rng(0))["weight"]
+    assert set(weight[8:17, 2:8].flat) == {6.0}
+    assert (weight == 6).sum() == 9 * 6
+    assert (weight == 2).sum() == 20 * 10 - 9 * 6
+    assert (weight == 1).sum() == 20 * 10
 
 
 def test_principal_components_are_the_best_linear_latents():

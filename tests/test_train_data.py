@@ -62,6 +62,25 @@ def test_a_cache_gives_back_every_example(tmp_path):
     assert np.load(tmp_path / "c" / "latents.npy").shape[0] == 10
 
 
+def test_a_cache_holds_text_states_if_asked(tmp_path):
+    """Those of every caption, though captions are encoded in full batches."""
+    calls = []
+
+    def encode_text(tokens):
+        calls.append(len(tokens))
+        return np.stack([tokens, 2 * tokens, 3 * tokens], axis=-1) / 8
+
+    write(tmp_path / "c", [example(i) for i in range(6)], encode_text=encode_text)
+    assert calls == [4, 4]
+    cached = cache.CachedLatents(tmp_path / "c")
+    for i in range(6):
+        states = cached[i]["text_states"]
+        assert states.dtype == np.float16
+        np.testing.assert_array_equal(states, np.outer([9, ord(str(i))], [1, 2, 3]) / 8)
+    write(tmp_path / "without", [example(0)])
+    assert "text_states" not in cache.CachedLatents(tmp_path / "without")[0]
+
+
 def test_a_face_without_other_pictures_becomes_its_own_reference(tmp_path):
     write(tmp_path / "c", [example(0, references=0), example(1)], views=3)
     cached = cache.CachedLatents(tmp_path / "c")

@@ -302,8 +302,10 @@ class BaseRun(RunConfig):
     """What the UNet predicts."""
     caption_dropout: float = 0.1
     """Share of pictures trained with an empty caption, for classifier-free guidance."""
+    face_weight: float = 1.0
+    """Weight of the loss inside the head's box, hair included; outside it is 1."""
     features_weight: float = 1.0
-    """Weight of the loss where a face's eyes and mouth are; elsewhere it is 1."""
+    """A further factor of that weight where the eyes and the mouth are."""
     words_weight: float = 0.0
     """Weight of a second loss: the text states after a caption's end should tell its words."""
     min_snr_gamma: float | None = None
@@ -316,7 +318,12 @@ class BaseRun(RunConfig):
         for channels in self.block_out_channels:
             if channels % 32:
                 raise UserError(f"block_out_channels has {channels}, not a multiple of 32")
-        _at_least(0, features_weight=self.features_weight, words_weight=self.words_weight)
+        _at_least(
+            0,
+            face_weight=self.face_weight,
+            features_weight=self.features_weight,
+            words_weight=self.words_weight,
+        )
         _check_gamma(self.min_snr_gamma)
         if not 0 <= self.caption_dropout <= 1:
             raise UserError(f"caption_dropout is {self.caption_dropout}; it must be in [0, 1]")
@@ -337,6 +344,9 @@ class AdapterRun(RunConfig):
     """How faces are seen; recorded with every checkpoint."""
     cache: str | None = None
     """Folder of cached latents (`python -m fusionjax cache`). None makes them beside the data."""
+    text_states: bool = False
+    """Cache the captions' text states too (118 kB each for SD 1.5), so that the text encoder need
+    not be on the device."""
     references: int = 1
     """Most photos of the person that an example shows; from one up to so many are drawn."""
     text_dropout: float = 0.1

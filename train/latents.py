@@ -24,22 +24,24 @@ def cached_latents(
     folder: Path,
     made_from: dict[str, str],
     with_references: bool,
+    text_states: bool = False,
 ) -> cache.CachedLatents:
     """Opens the cache of a split, and makes it first if there is none.
 
     Args:
-        base: its autoencoder and tokenizer are used.
+        base: its autoencoder, tokenizer and text encoder are used.
         mesh: pictures are encoded on all its devices.
         data: the dataset's folder.
         split: of the dataset.
         folder: caches of several splits lie side by side in it.
         made_from: as `cache.made_from` tells it.
         with_references: whether the references are needed too.
+        text_states: whether the captions' text states are needed too.
 
     Returns:
         The examples.
     """
-    encode = jax.jit(base.encode_image)
+    encode, encode_text = jax.jit(base.encode_image), jax.jit(base.encode_text)
     # The first process works alone; it cannot read what lies on the others' devices.
     devices = [device for device in mesh.devices.flat if device.process_index == 0]
     sharding = batch_sharding(make_mesh(devices=devices))
@@ -58,6 +60,11 @@ def cached_latents(
                 base.tokenize,
                 split=split,
                 about=made_from,
+                encode_text=(
+                    lambda tokens: encode_text(base.params, jax.device_put(tokens, sharding))
+                )
+                if text_states
+                else None,
                 batch_size=-(-BATCH // len(devices)) * len(devices),
                 with_references=with_references,
                 progress=progress,

@@ -1,6 +1,7 @@
-"""Latents and token ids of a whole dataset, computed once and memory-mapped afterwards.
+"""Latents and captions of a whole dataset, computed once and memory-mapped afterwards.
 
-Training then needs no VAE on the device and decodes no pictures. A cache is a folder:
+Training then needs no VAE on the device and decodes no pictures; with text states it needs no text
+encoder there either. A cache is a folder:
 
     cache.json              what it was made from; written last, so a folder without it is no cache
     latents.npy             [p, h, w, c] float16: each distinct picture once
@@ -8,6 +9,7 @@ Training then needs no VAE on the device and decodes no pictures. A cache is a f
     references.npy          [m] the pictures of all examples' references, one after the other
     reference_starts.npy    [n + 1] where each example's references start in it
     tokens.npy              [n, t] token ids of the captions
+    text_states.npy         [n, t, d] float16: what the text encoder makes of them; if asked for
     face_boxes.npy          [n, 4] ymin, xmin, ymax, xmax in [0, 1]
     skipped.tsv             examples that could not be used, and why
 """
@@ -34,10 +36,12 @@ from fusionjax.files import write_whole
 VERSION = 1
 _WHAT = "cache.json"
 _SKIPPED = "skipped.tsv"
+_TEXT_STATES = "text_states.npy"
 _ARRAYS = ("latents", "target", "references", "reference_starts", "tokens", "face_boxes")
 
 Encode = Callable[[Float[np.ndarray, "b H W 3"]], Any]
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b t"]]
+EncodeText = Callable[[Int[np.ndarray, "b t"]], Any]
 
 
 def write_cache(
@@ -47,6 +51,7 @@ def write_cache(
     tokenize: Tokenize,
     *,
     about: dict[str, Any],
+    encode_text: EncodeText | None = None,
     batch_size: int = 64,
     with_references: bool = True,
     views: int = 4,
@@ -67,7 +72,9 @@ def write_cache(
             `batch_size` pictures.
         tokenize: captions to token ids.
         about: what the cache is made from (dataset, split, weights); checked when it is opened.
-        batch_size: pictures encoded together.
+        encode_text: token ids to text states [b, t, d], which the cache then holds; always called
+            with `batch_size` captions.
+        batch_size: pictures, and captions, encoded together.
         with_references: False leaves the references out.
         views: augmented views of a face that has no other picture.
         seed: of the augmentation.
@@ -136,18 +143,21 @@ def write_cache(
     unfinished.mkdir(parents=True)
     for name in _ARRAYS:
         np.save(unfinished / f"{name}.npy", arrays[name])
+    if encode_text is not None:
+        _write_text_states(unfinished / _TEXT_STATES, arrays["tokens"], encode_text, batch_size)
     (unfinished / _SKIPPED).write_text(lines, encoding="utf-8")
     (unfinished / _WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
     unfinished.rename(folder)
     return reasons
 
 
-def made_from(base: BaseModel, data: str | Path) -> dict[str, str]:
+def made_from(base: BaseModel, data: str | Path, *, text_states: bool = False) -> dict[str, str]:
     """What decides the contents of a cache: digests of the dataset and of what encodes it.
 
     Args:
-        base: its autoencoder and tokenizer are used.
+        base: its autoencoder, tokenizer and text encoder are used.
         data: the dataset's folder; where it lies does not matter.
+        text_states: whether the cache is to hold text states.
 
     Returns:
         For `about`.
@@ -157,12 +167,18 @@ def made_from(base: BaseModel, data: str | Path) -> dict[str, str]:
     """
     info = dataset_info(data)
     vocabulary = repr(sorted(base.tokenizer.get_vocab().items())).encode()
-    weights = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(base.params["vae"])]
-    return {
+    about = {
         "dataset": _digest([info.read_bytes()]),
-        "autoencoder": _digest(weights),
+        "autoencoder": _digest_of_weights(base.params["vae"]),
         "tokenizer": _digest([vocabulary]),
     }
+    if text_states:
+        about["text_encoder"] = _digest_of_weights(base.params["text_encoder"])
+    return about
+
+
+def _digest_of_weights(params: Any) -> str:
+    return _digest(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -218,7 +234,7 @@ class CachedLatents:
 
     `skipped` is how many examples of the dataset could not be used; the folder's `skipped.tsv`
     lists them. Each example is `latents` [h, w, c] float32, `references` [r, h, w, c] float32 (r
-    may be 0), `tokens` [t], `face_box` [4].
+    may be 0), `tokens` [t], `face_box` [4], and `text_states` [t, d] float16 where there are any.
     """
 
     def __init__(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
@@ -235,6 +251,11 @@ class CachedLatents:
         if not (folder / _WHAT).is_file():
             raise UserError(f"{str(folder)!r} holds no {_WHAT}; it is no finished cache")
         found = json.loads((folder / _WHAT).read_text())
+        if "text_encoder" in (about or {}) and "text_encoder" not in found:
+            raise UserError(
+                f"the cache {str(folder)!r} holds no text states; remove it, so that it is made "
+                "again, or do not ask for them"
+            )
         for name, value in {"version": VERSION, **(about or {})}.items():
             if found.get(name) != value:
                 raise UserError(
@@ -243,6 +264,8 @@ class CachedLatents:
                 )
         self.skipped = len((folder / _SKIPPED).read_text(encoding="utf-8").splitlines())
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        states = folder / _TEXT_STATES
+        self._text_states = np.load(states, mmap_mode="r") if states.is_file() else None
 
     def __len__(self) -> int:
         return len(self._arrays["target"])
@@ -251,17 +274,40 @@ class CachedLatents:
         index = index.__index__()
         a = self._arrays
         start, stop = a["reference_starts"][index : index + 2]
-        return {
+        example = {
             "latents": np.asarray(a["latents"][a["target"][index]], np.float32),
             "references": np.asarray(a["latents"][a["references"][start:stop]], np.float32),
             "tokens": np.asarray(a["tokens"][index]),
             "face_box": np.asarray(a["face_boxes"][index]),
         }
+        if self._text_states is not None:
+            example["text_states"] = np.asarray(self._text_states[index])
+        return example
 
 
 def text(value: Any) -> str:
     """A text feature as str, whether it was stored as bytes or not."""
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _write_text_states(
+    path: Path, tokens: Int[np.ndarray, "n t"], encode: EncodeText, batch_size: int
+) -> None:
+    """Writes them batch by batch: those of a large dataset are larger than its latents."""
+    states: Any = None
+    for start in range(0, len(tokens), batch_size):
+        part = tokens[start : start + batch_size]
+        encoded = np.asarray(encode(_filled(part, batch_size)))[: len(part)]
+        if states is None:
+            shape = (len(tokens), *encoded.shape[1:])
+            states = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        states[start : start + len(part)] = encoded
+    states.flush()
+
+
+def _filled(batch: np.ndarray, size: int) -> np.ndarray:
+    """A batch of `size`, filled with its last entry."""
+    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
 class _UnusableError(Exception):
@@ -324,7 +370,7 @@ class _Encoder:
 
     def _flush(self) -> None:
         count = len(self._waiting)
-        filled = self._waiting + [self._waiting[-1]] * (self._batch_size - count)
-        latents = np.asarray(self._encode(to_unit(np.stack(filled))), np.float32)
+        filled = _filled(np.stack(self._waiting), self._batch_size)
+        latents = np.asarray(self._encode(to_unit(filled)), np.float32)
         self._done.append(latents[:count].astype(np.float16))
         self._waiting = []

@@ -65,11 +65,9 @@ class AdapterObjective:
             remat=config.remat,
             mesh=mesh if mesh.size > 1 else None,
         )
-        self.frozen: Any = {name: self.base.params[name] for name in ("unet", "text_encoder")}
-        length = self.base.text_encoder.config.max_position_embeddings
-        self._empty = (
-            jnp.zeros((1, length), jnp.int32) if abstract else jnp.asarray(self.base.tokenize([""]))
-        )
+        needed = ("unet",) if config.text_states else ("unet", "text_encoder")
+        self.frozen: Any = {name: self.base.params[name] for name in needed}
+        self._empty = self._empty_text(abstract=abstract)
         self._plan = plan(self.base.schedule, "ddim", 20)
         self._paint = jax.jit(self._paint_)
 
@@ -84,12 +82,14 @@ class AdapterObjective:
             folder=Path(self.config.cache or f"{data.folder}-latents"),
             made_from=self._made_from,
             with_references=True,
+            text_states=self.config.text_states,
         )
 
     @functools.cached_property
     def _made_from(self) -> dict[str, str]:
         """Of the caches; it reads all of the autoencoder, and the grids ask for a source too."""
-        return made_from(self.base, self.config.data.folder)
+        config = self.config
+        return made_from(self.base, config.data.folder, text_states=config.text_states)
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draws the references: 1 to `config.references` of the photos, in any order."""
@@ -103,7 +103,7 @@ class AdapterObjective:
         references[:count] = chosen
         return {
             "latents": example["latents"],
-            "tokens": example["tokens"],
+            "text": example["text_states" if self.config.text_states else "tokens"],
             "references": references,
             "present": (np.arange(most) < count).astype(np.float32),
             "weight": box_weight(
@@ -117,15 +117,13 @@ class AdapterObjective:
         grid = (unet.sample_size, unet.sample_size)
         shapes = {
             "latents": (*grid, unet.in_channels),
-            "tokens": self._empty.shape[1:],
             "references": (most, *grid, unet.in_channels),
             "present": (most,),
             "weight": grid,
         }
-        return {
-            name: jax.ShapeDtypeStruct(
-                (count, *shape), jnp.int32 if name == "tokens" else jnp.float32
-            )
+        text = jax.ShapeDtypeStruct((count, *self._empty.shape[1:]), self._empty.dtype)
+        return {"text": text} | {
+            name: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
             for name, shape in shapes.items()
         }
 
@@ -155,7 +153,9 @@ class AdapterObjective:
         both_end = faces_end + config.both_dropout
         no_text = (draw < text_end) | ((draw >= faces_end) & (draw < both_end))
         no_faces = (draw >= text_end) & (draw < both_end)
-        states = self._text(frozen, jnp.where(no_text[:, None], self._empty, batch["tokens"]))
+        text = batch["text"]
+        dropped = no_text.reshape(-1, *[1] * (text.ndim - 1))
+        states = self._text(frozen, jnp.where(dropped, self._empty, text))
         faces = self._faces(
             params,
             frozen,
@@ -181,9 +181,7 @@ class AdapterObjective:
         photos = np.stack([example["references"][0] for example in chosen])
         tokens = np.stack([example["tokens"] for example in chosen])
         real = np.stack([example["latents"] for example in chosen])
-        shown = self._paint(
-            params, {**self.frozen, "vae": self.base.params["vae"]}, photos, real, tokens
-        )
+        shown = self._paint(params, self.base.params, photos, real, tokens)
         return tile([np.asarray(x) for x in shown], columns=min(count, 12))
 
     def describe(self) -> dict[str, Any]:
@@ -209,8 +207,24 @@ class AdapterObjective:
             return line
         return f'{line} --face PHOTO.jpg --prompt "a person in a garden"'
 
-    def _text(self, frozen: Any, tokens: jax.Array) -> jax.Array:
-        return jnp.asarray(self.base.encode_text(frozen, tokens))
+    def _empty_text(self, *, abstract: bool) -> jax.Array:
+        """The empty caption as a batch holds captions: token ids [1, t], or cached text states."""
+        length = self.base.text_encoder.config.max_position_embeddings
+        if abstract:
+            tokens = jnp.zeros((1, length), jnp.int32)
+        else:
+            tokens = jnp.asarray(self.base.tokenize([""]))
+        if not self.config.text_states:
+            return tokens
+        if abstract:
+            states = jax.eval_shape(self.base.encode_text, self.base.params, tokens)
+            return jnp.zeros(states.shape, jnp.float16)
+        return jnp.asarray(self.base.encode_text(self.base.params, tokens), jnp.float16)
+
+    def _text(self, frozen: Any, text: jax.Array) -> jax.Array:
+        if self.config.text_states:
+            return text.astype(self._dtype)
+        return jnp.asarray(self.base.encode_text(frozen, text))
 
     def _faces(
         self,
@@ -243,9 +257,9 @@ class AdapterObjective:
         """Photos, true pictures, painted with and without the adapter, [n, H, W, 3] each."""
         count, height, width, _ = photos.shape
         noise = jax.random.normal(jax.random.key(0), photos.shape)
-        states = self._text(frozen, jnp.concatenate([self._empty, tokens]))
+        empty = self._text(frozen, self._empty)
         text = jnp.concatenate(
-            [jnp.broadcast_to(states[:1], (count, *states.shape[1:])), states[1:]]
+            [jnp.repeat(empty, count, axis=0), jnp.asarray(self.base.encode_text(frozen, tokens))]
         )
         with_faces = jnp.repeat(jnp.array([0.0, 1.0]), count)[:, None]
         scale = self.config.guidance_scale

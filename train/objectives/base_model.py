@@ -58,13 +58,13 @@ class BaseModelObjective:
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         del rng
-        latents = example["latents"]
+        latents, head = example["latents"], example["face_box"]
+        size = latents.shape[:2]
         return {
             "latents": latents,
             "tokens": example["tokens"],
-            "weight": box_weight(
-                features_box(example["face_box"]), latents.shape[:2], self.config.features_weight
-            ),
+            "weight": box_weight(head, size, self.config.face_weight)
+            * box_weight(features_box(head), size, self.config.features_weight),
         }
 
     def batch_shapes(self) -> dict[str, Any]:
