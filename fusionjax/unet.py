@@ -44,7 +44,7 @@ from fusionjax.errors import UserError
 from fusionjax.flax_compat import unet_call_like_torch
 
 Reference = Literal["clean", "matched"]
-Initialisation = Literal["self_attention", "zeros", "random"]
+Initialisation = Literal["self_attention", "zeros", "query", "random"]
 
 Params = Mapping[str, Any]
 FusionParams = dict[str, dict[str, Array]]
@@ -61,8 +61,9 @@ class FusionOptions:
         fusion: `concat`: one softmax over text and faces (the paper). `decoupled`: a second
             softmax for the faces, added (IP-Adapter).
         init: How training starts: kf, vf as copies of the block's self-attention to_k, to_v
-            (`self_attention`); kf so and vf zero (`zeros`); both normal with variance 1/D
-            (`random`).
+            (`self_attention`); kf so and vf zero (`zeros`); kf as a copy of the cross-attention's
+            own to_q, so that what resembles the query in the photo weighs most, and vf zero
+            (`query`); both normal with variance 1/D (`random`).
         face_logit_bias: Added to the logits of all face keys, natural logarithm: at λ = 1 a face
             key weighs exp(face_logit_bias) times what it weighs in the paper.
     """
@@ -223,7 +224,7 @@ class FusionUNet:
 
         Args:
             key: For `random`.
-            unet_params: The frozen weights, whose self-attention is copied.
+            unet_params: The frozen weights, whose attention is copied.
 
         Returns:
             `{layer: {"kf": [D, n·e], "vf": [D, n·e]}}`, float32.
@@ -235,7 +236,9 @@ class FusionUNet:
                 block = block[part]
             kf = jnp.asarray(block["attn1"]["to_k"]["kernel"], jnp.float32)
             vf = jnp.asarray(block["attn1"]["to_v"]["kernel"], jnp.float32)
-            if self.options.init == "zeros":
+            if self.options.init == "query":
+                kf = jnp.asarray(block["attn2"]["to_q"]["kernel"], jnp.float32)
+            if self.options.init in ("zeros", "query"):
                 vf = jnp.zeros_like(vf)
             elif self.options.init == "random":
                 keys = jax.random.split(jax.random.fold_in(key, index))

@@ -20,7 +20,7 @@ from fusionjax.evaluation import evaluate, metrics, recogniser, report, suite, t
 from fusionjax.evaluation.__main__ import main
 from fusionjax.evaluation.recogniser import FaceNet, ReaderNet, Recogniser
 from fusionjax.interop import configs
-from fusionjax.pipeline import FusionPipeline
+from fusionjax.pipeline import ASSETS, FusionPipeline
 from tests.tiny import TEXT, random_params, tiny_base, tiny_fusion
 
 PERSON = Person("bob", "red", "pale", "none", "round")
@@ -166,8 +166,14 @@ def test_a_saved_recogniser_is_the_same(tmp_path):
     image = mini_world.draw(PERSON, Circumstance())
     box = recogniser.TYPICAL_BOX
     np.testing.assert_allclose(again.embed([image], [box]), judge.embed([image], [box]), atol=5e-3)
+    assert Recogniser.from_pretrained(tmp_path / "a").threshold == judge.threshold  # its folder
     with pytest.raises(UserError, match=r"nowhere.safetensors' is not there; train one with"):
         Recogniser.from_pretrained(tmp_path / "nowhere.safetensors")
+    with pytest.raises(UserError, match=r"mini_fusion.safetensors' holds no recogniser"):
+        Recogniser.from_pretrained(ASSETS / "mini_fusion.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"12345678901234567890")
+    with pytest.raises(UserError, match=r"broken.safetensors"):
+        Recogniser.from_pretrained(tmp_path / "broken.safetensors")
 
 
 def test_the_shipped_recogniser_knows_people_and_reads_pictures():
@@ -232,6 +238,11 @@ def test_a_recogniser_can_be_trained_on_a_few_people(tmp_path):
         train_recogniser.train_recogniser(tmp_path, tmp_path / "out")
 
 
+def test_the_face_network_does_not_go_on_from_a_file(tmp_path):
+    with pytest.raises(UserError, match="add --networks reader, or leave --go-on out"):
+        train_recogniser.train_recogniser(tmp_path, tmp_path / "out", go_on=True)
+
+
 # --- the suite -------------------------------------------------------------------------------
 
 
@@ -246,15 +257,65 @@ def test_cases_are_of_test_people_and_grow_at_the_end():
     assert (case.truth != case.stranger).any()
     assert many.cases[0][3].circumstance.style != "plain"
     assert not any(word in case.prompt for word in ("hair", "skin", "beard", "glasses"))
-    with pytest.raises(UserError, match="people is 1; it must be at least 2"):
-        suite.Suite(people=1)
+    for person in few.people:  # more photos add to those of fewer, and change nothing else
+        np.testing.assert_array_equal(many.photos[person][0], few.photos[person][0])
+    photos = suite.make_cases(dataclasses.replace(TINY, photos=3), 64)
+    assert photos.cases[1][1].prompt == few.cases[1][1].prompt
+    np.testing.assert_array_equal(photos.photos[few.people[1]][0], few.photos[few.people[1]][0])
+    other = suite.make_cases(dataclasses.replace(TINY, split="validation"), 64)
+    assert {person.split for person in other.people} == {"validation"}
+
+
+def test_nobody_is_in_two_pairs():
+    cases = suite.make_cases(dataclasses.replace(TINY, pairs=3), 64)
+    paired = [person for pair in cases.pairs for person in pair.people]
+    assert len(set(paired)) == 6
+    assert set(paired) <= set(cases.photos)
+    assert len(cases.people) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"people": 1}, "people is 1; it must be at least 2"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"split": "train"}, "split is 'train'; choose one of validation, test"),
+        ({"people": 20000}, "people is 20000, for which the split 'test' with its .* too small"),
+        ({"pairs": 2000}, "pairs is 2000, for which the split 'test' with its .* too small"),
+    ],
+)
+def test_an_impossible_suite_is_refused(wrong, told):
+    with pytest.raises(UserError, match=told):
+        suite.Suite(**wrong)
+
+
+def test_line_art_counts_for_the_prompt_only():
+    """The true pictures, but for wrong ones in line art: what is measured of people is unmoved."""
+    judge = Recogniser.from_pretrained()
+    cases = suite.make_cases(dataclasses.replace(TINY, people=2, prompts=4), 64)
+    flat = cases.flat()
+    line_art = [case.circumstance.style == "line art" for case in flat]
+    assert sum(line_art) == 1
+    truth = [case.truth for case in flat]
+    wrong = [case.stranger if ink else case.truth for case, ink in zip(flat, line_art, strict=True)]
+    measured, same = suite.measure(judge, cases, truth), suite.measure(judge, cases, wrong)
+    assert np.isnan(measured.distances).sum() == 1
+    assert (measured.distance, measured.recognised) == (same.distance, same.recognised)
+    assert measured.traits == same.traits
+    assert measured.distance.mean == pytest.approx(np.nanmean(measured.distances))
+    assert measured.psnr > same.psnr
+    # Clothes without a colour of their own are not asked for one.
+    dyed = [c.circumstance.clothes_color != "" for c in flat]
+    assert 0 < sum(dyed) < len(dyed)
+    grey = [np.full_like(each, 127) for each in truth]
+    assert suite.measure(judge, cases, grey).prompt["clothes_color"] <= 1 / 2
 
 
 @pytest.mark.slow
 def test_the_suite_paints_measures_and_reports_the_same_twice(tmp_path):
     told = []
     results, sheets = evaluate.run(
-        TINY, _pipe(), _judge(), fusion="runs/tiny", progress=lambda *each: told.append(each)
+        TINY, _pipe(), _judge(), progress=lambda *each: told.append(each)
     )
     assert list(results.ways) == [report.TRUTH, report.TEXT_ONLY, report.OURS, report.STRANGER]
     assert ("pictures", 4, 4) in told
@@ -271,6 +332,9 @@ def test_the_suite_paints_measures_and_reports_the_same_twice(tmp_path):
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert numbers["ways"][report.OURS]["distance"]["mean"] == round(ours.distance.mean, 5)
     assert numbers["suite"]["people"] == 2
+    assert numbers["fusion"]["options"] == _pipe().fusion.options.to_json()
+    assert numbers["fusion"]["fingerprint"] == _pipe().fingerprints["fusion"]
+    assert numbers["table"] == table
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.width > 4 * 128
     again, _ = evaluate.run(TINY, _pipe(), _judge())
@@ -287,7 +351,14 @@ def test_the_suite_compares_photos_pairs_and_decoupled(tmp_path):
     assert not np.allclose(distances[0], distances[1])
     assert not np.allclose(distances[0], distances[2])
     assert set(results.pairs) == {"with masks", "without masks"}
-    assert results.pairs["with masks"] != results.pairs["without masks"]
+    with_masks, without = results.pairs["with masks"], results.pairs["without masks"]
+    assert with_masks.distance != without.distance
+    gain = results.gain_by_masks()
+    assert gain.mean == pytest.approx(with_masks.right - without.right)
+    assert set(results.ratios(report.OURS)) == {more, report.DECOUPLED}
+    assert results.ratios(report.OURS)[more].mean == pytest.approx(
+        np.nanmean(distances[1]) / np.nanmean(distances[0])
+    )
     report.write(results, sheets, tmp_path)
     assert "| with masks |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "pairs.png").is_file()
@@ -324,6 +395,11 @@ def test_a_wrong_adapter_is_one_line(tmp_path, capsys):
     assert error.startswith("error: ")
     assert main(["--output", str(tmp_path), "--people", "1"]) == 2
     assert "people is 1; it must be at least 2" in capsys.readouterr().err
+    assert main(["--output", str(tmp_path), "--base", str(tmp_path)]) == 2
+    assert "name an adapter with --fusion, or measure the base alone" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["--output", str(tmp_path / "file")]) == 2
+    assert "file', where nothing can be written" in capsys.readouterr().err
 
 
 def test_help_is_printed_by_the_module():

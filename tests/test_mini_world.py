@@ -273,10 +273,17 @@ def test_wrong_counts_and_full_folders_are_refused(tmp_path):
         mini_faces.build(tmp_path)
     with pytest.raises(UserError, match="people is 0; it must be at least 1"):
         mini_faces.build(tmp_path / "new", people=0)
-    with pytest.raises(UserError, match="count is 20000, but the split 'train' has"):
+    with pytest.raises(UserError, match=r"people is 20000; there are \d+ training people"):
         mini_faces.build(tmp_path / "new", people=20000)
     with pytest.raises(UserError, match=r"identity_share is 1.5; it must be in \[0, 1\]"):
         mini_faces.build(tmp_path / "new", identity_share=1.5)
+    with pytest.raises(UserError, match="processes is 0; it must be at least 1, or not given"):
+        mini_faces.build(tmp_path / "new", processes=0)
+    with pytest.raises(UserError, match="seed is -1; it must be at least 0"):
+        mini_faces.build(tmp_path / "new", seed=-1)
+    for folder in (tmp_path / "something", tmp_path / "something" / "in-it"):
+        with pytest.raises(UserError, match="cannot be made"):
+            mini_faces.build(folder)
     assert not (tmp_path / "new").exists()
 
 

@@ -277,11 +277,15 @@ def test_initialisations(world):
         return fused.init(jax.random.key(1), world.params)
 
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2"
-    attn1 = world.params["mid_block"]["attentions_0"]["transformer_blocks_0"]["attn1"]
+    block = world.params["mid_block"]["attentions_0"]["transformer_blocks_0"]
+    attn1 = block["attn1"]
     copied = init("self_attention")[layer]
     np.testing.assert_array_equal(copied["kf"], attn1["to_k"]["kernel"])
     np.testing.assert_array_equal(copied["vf"], attn1["to_v"]["kernel"])
     assert not init("zeros")[layer]["vf"].any()
+    np.testing.assert_array_equal(init("zeros")[layer]["kf"], attn1["to_k"]["kernel"])
+    assert not init("query")[layer]["vf"].any()
+    np.testing.assert_array_equal(init("query")[layer]["kf"], block["attn2"]["to_q"]["kernel"])
     random = init("random")[layer]
     assert abs(float(random["kf"].std()) * 8 - 1) < 0.1  # 64 features
     assert (random["kf"] != random["vf"]).any()

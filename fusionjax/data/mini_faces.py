@@ -48,7 +48,7 @@ class MiniFaces(tfds.core.GeneratorBasedBuilder):
         **kwargs: Any,
     ) -> None:
         self.plan = plan or Plan()
-        self.processes = processes or os.cpu_count() or 1
+        self.processes = os.cpu_count() or 1 if processes is None else processes
         self.progress = progress
         self._drawn = 0
         super().__init__(file_format="array_record", **kwargs)
@@ -139,23 +139,17 @@ def build(
         UserError: If the folder holds something already, or a count is not possible.
     """
     target = Path(folder)
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"folder {str(target)!r} is not empty; remove it or name another")
-    for name, value, least in (
-        ("people", people, 1),
-        ("pictures_per_person", pictures_per_person, 1),
-        ("scenes", scenes, 0),
-    ):
-        if value < least:
-            raise UserError(f"{name} is {value}; it must be at least {least}")
-    if not 0 <= identity_share <= 1:
-        raise UserError(f"identity_share is {identity_share}; it must be in [0, 1]")
     plan = Plan(people, pictures_per_person, scenes, identity_share, seed)
+    if processes is not None and processes < 1:
+        raise UserError(f"processes is {processes}; it must be at least 1, or not given")
     try:
-        plan.people_of("train")
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and any(target.iterdir()):
+            raise UserError(f"folder {str(target)!r} is not empty; remove it or name another")
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"folder {str(target)!r} cannot be made ({error.strerror}); name another"
+        ) from None
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         builder = MiniFaces(plan=plan, processes=processes, progress=progress, data_dir=scratch)
         tfds.disable_progress_bar()

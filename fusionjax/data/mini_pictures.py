@@ -12,8 +12,10 @@ import numpy as np
 
 from fusionjax.data import mini_world
 from fusionjax.data.mini_world import SPLITS, Person
+from fusionjax.errors import UserError
 
 REFERENCES_PER_PERSON = 2
+_LEAST = {"people": 1, "pictures_per_person": 1, "scenes": 0, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class Plan:
     scenes: int = 3000
     identity_share: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"{name} is {value}; it must be at least {least}")
+        there = mini_world.number_of_people("train")
+        if self.people > there:
+            raise UserError(f"people is {self.people}; there are {there} training people")
+        if not 0 <= self.identity_share <= 1:
+            raise UserError(f"identity_share is {self.identity_share}; it must be in [0, 1]")
 
     def people_of(self, split: str) -> list[Person]:
         """The people of a split."""

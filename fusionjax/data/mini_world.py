@@ -297,8 +297,7 @@ def people(split: str, count: int, seed: int = 0) -> list[Person]:
     Raises:
         ValueError: If there is no such split, or it has fewer people than asked for.
     """
-    _check_split(split)
-    available = sum(person.split == split for person in everybody())
+    available = number_of_people(split)
     if count > available:
         raise ValueError(
             f"count is {count}, but the split {split!r} has {available} people; ask for fewer"
@@ -308,6 +307,13 @@ def people(split: str, count: int, seed: int = 0) -> list[Person]:
     while len(drawn) < count:
         drawn.setdefault(random_person(rng, split))
     return list(drawn)
+
+
+@functools.cache
+def number_of_people(split: str) -> int:
+    """How many people a split has."""
+    _check_split(split)
+    return sum(person.split == split for person in everybody())
 
 
 def _check_split(split: str) -> None:

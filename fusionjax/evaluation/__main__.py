@@ -26,12 +26,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fusion",
         help="a run's folder or an exported adapter; `none` for the base alone; without it the "
+        "shipped one, which belongs to the mini base",
+    )
+    parser.add_argument(
+        "--decoupled",
+        help="an adapter with fusion=decoupled to compare with; beside the shipped adapter the "
         "shipped one",
     )
-    parser.add_argument("--decoupled", help="an adapter with fusion=decoupled to compare with")
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument("--recogniser", help="a recogniser's file, in place of the shipped one")
-    parser.add_argument("--people", type=int, help="test people")
+    parser.add_argument(
+        "--split", help="whose people: test, or validation for choosing among settings"
+    )
+    parser.add_argument("--people", type=int, help="how many people")
     parser.add_argument("--prompts", type=int, help="prompts for each of them")
     parser.add_argument("--pairs", type=int, help="pictures of two people")
     parser.add_argument("--photos", type=int, help="photos to compare one photo with")
@@ -74,6 +81,8 @@ def _run(suite, args: argparse.Namespace) -> None:  # type: ignore[no-untyped-de
 
     from fusionjax.evaluation import evaluate, report
 
+    folder = Path(args.output)
+    report.make_folder(folder)
     with tqdm(unit=" pictures") as bar:
 
         def progress(stage: str, done: int, of: int) -> None:
@@ -90,8 +99,8 @@ def _run(suite, args: argparse.Namespace) -> None:  # type: ignore[no-untyped-de
             recogniser=args.recogniser,
             progress=progress,
         )
-    report.write(results, sheets, Path(args.output))
     print(report.table(results))
+    report.write(results, sheets, folder)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 One base model is loaded; the adapters share it.
 """
 
-from pathlib import Path
-
 from PIL import Image
 
 from fusionjax.base import BaseModel
-from fusionjax.checkpoint import base_source
+from fusionjax.checkpoint import MINI, base_source
 from fusionjax.errors import UserError
 from fusionjax.evaluation import report
 from fusionjax.evaluation import suite as suites
@@ -34,7 +32,8 @@ def evaluate(
     Args:
         suite: How much, and how.
         base: The base model; None is the adapter's own, or the embedded one.
-        fusion: The adapter; None is the embedded one, `none` measures the base alone.
+        fusion: The adapter; None is the embedded one, which belongs to the embedded base; `none`
+            measures the base alone.
         decoupled: An adapter with `fusion="decoupled"` for the same base, to compare with; the
             embedded adapter is compared with an embedded one.
         recogniser: A recogniser's file; None is the embedded one.
@@ -46,6 +45,11 @@ def evaluate(
     Raises:
         UserError: If something is missing or does not fit together.
     """
+    if fusion is None and base not in (None, MINI):
+        raise UserError(
+            f"base is {base!r}, and the embedded adapter belongs to the embedded base; name an "
+            "adapter with --fusion, or measure the base alone with --fusion none"
+        )
     judge = Recogniser.from_pretrained(recogniser)
     if fusion == NO_FUSION:
         source = MINI_BASE if base is None else base_source(base)
@@ -54,7 +58,7 @@ def evaluate(
         pipe = FusionPipeline.from_pretrained(base, fusion)
     if fusion is None and decoupled is None and pipe.fusion_params is not None:
         decoupled = str(MINI_DECOUPLED)
-    return run(suite, pipe, judge, fusion=fusion, other=_other(pipe, decoupled), progress=progress)
+    return run(suite, pipe, judge, other=_other(pipe, decoupled), progress=progress)
 
 
 def _other(pipe: FusionPipeline, decoupled: str | None) -> FusionPipeline | None:
@@ -80,7 +84,6 @@ def run(
     pipe: FusionPipeline,
     judge: Recogniser,
     *,
-    fusion: str | None = None,
     other: FusionPipeline | None = None,
     progress: Progress | None = None,
 ) -> tuple[report.Results, dict[str, Image.Image]]:
@@ -90,7 +93,6 @@ def run(
         suite: How much, and how.
         pipe: Base and adapter; without an adapter only text is painted from.
         judge: The recogniser.
-        fusion: The adapter's name, for the results.
         other: A pipeline over the same base with a decoupled adapter.
         progress: Called with a stage, how much of it is done, and of how much.
 
@@ -103,24 +105,25 @@ def run(
     }
     pairs: dict[str, list[Pixels]] = {}
     if pipe.fusion_params is not None:
-        faces = suites.encode_people(pipe, cases, 1, progress)
+        faces = suites.encode_people(pipe, cases, list(cases.photos), 1, progress)
         painted[report.OURS] = suites.paint_cases(pipe, cases, suite, faces, progress)
         if cases.pairs:
-            for name, masks in (("with masks", True), ("without masks", False)):
+            for name, masks in ((report.WITH_MASKS, True), (report.WITHOUT_MASKS, False)):
                 pairs[name] = suites.paint_pairs(
                     pipe, cases, suite, faces, masks=masks, progress=progress
                 )
         if suite.photos > 1:
-            more = suites.encode_people(pipe, cases, suite.photos, progress)
+            more = suites.encode_people(pipe, cases, cases.people, suite.photos, progress)
             name = report.OURS_MORE.format(suite.photos)
             painted[name] = suites.paint_cases(pipe, cases, suite, more, progress)
     if other is not None:
-        faces = suites.encode_people(other, cases, 1, progress)
+        faces = suites.encode_people(other, cases, cases.people, 1, progress)
         painted[report.DECOUPLED] = suites.paint_cases(other, cases, suite, faces, progress)
     results = report.Results(
         suite=suite,
         base=pipe.base.fingerprint,
-        fusion=None if pipe.fusion_params is None else Path(fusion or "embedded").name,
+        fusion=_adapter(pipe),
+        decoupled=None if other is None else _adapter(other),
         ways={name: suites.measure(judge, cases, each) for name, each in _all(cases, painted)},
         pairs={name: suites.measure_pairs(judge, cases, each) for name, each in pairs.items()},
         autoencoder_psnr=suites.autoencoder_psnr(pipe.base, [c.truth for c in cases.flat()]),
@@ -130,6 +133,13 @@ def run(
     if pairs:
         sheets["pairs.png"] = report.pair_sheet(cases, pairs)
     return results, sheets
+
+
+def _adapter(pipe: FusionPipeline) -> report.AdapterName | None:
+    """By which results are told apart."""
+    if pipe.fusion_params is None:
+        return None
+    return report.AdapterName(pipe.fingerprints["fusion"], pipe.fusion.options.to_json())
 
 
 def _all(cases: Cases, painted: dict[str, list[Pixels]]) -> list[tuple[str, list[Pixels]]]:

@@ -72,7 +72,7 @@ def ratio_of_means(
     """Mean of one method's values over the mean of another's, for the same people.
 
     Args:
-        ours: A row for each person.
+        ours: A row for each person; NaN is left out.
         theirs: Likewise, the same people in the same order.
         seed: Of the bootstrap.
 
@@ -80,7 +80,7 @@ def ratio_of_means(
         The ratio and its interval.
     """
     pairs = np.stack([ours, theirs], axis=1)
-    return bootstrap(pairs, lambda rows: float(rows[:, 0].mean() / rows[:, 1].mean()), seed)
+    return bootstrap(pairs, lambda rows: np.nanmean(rows[:, 0]) / np.nanmean(rows[:, 1]), seed)
 
 
 class Likeness(NamedTuple):

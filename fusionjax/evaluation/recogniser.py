@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, UInt8
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fusionjax.data.mini_world import CIRCUMSTANCES, TRAITS, Circumstance, face_box
 from fusionjax.errors import UserError
+from fusionjax.interop.safetensors_file import SafetensorsFile
 
 CROP_PIXELS = 64
 READER_PIXELS = 64
@@ -36,6 +36,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {**TRAITS, **CIRCUMSTANCES}
 # The head in the middle of all framings: where a picture of one person is cropped.
 TYPICAL_BOX = face_box(Circumstance(), clip=False)
 _CHUNK = 32
+FILE_NAME = "recogniser.safetensors"
 
 
 class _Stage(nn.Module):
@@ -152,29 +153,30 @@ class Recogniser:
         """Reads the weights.
 
         Args:
-            path: A file that `save` wrote; None means the one that the package ships.
+            path: A file that `save` wrote, or its folder; None means the one that the package
+                ships.
 
         Returns:
             The recogniser.
 
         Raises:
-            UserError: If there is no such file.
+            UserError: If there is no such file, or it holds something else.
         """
         if path is None:
-            shipped = resources.files("fusionjax") / "assets" / "recogniser" / FILE_NAME
-            path = Path(str(shipped))
+            path = str(resources.files("fusionjax") / "assets" / "recogniser")
         path = Path(path)
+        if path.is_dir():
+            path /= FILE_NAME
+        train_one = "train one with `python -m fusionjax.evaluation.train_recogniser`"
         if not path.is_file():
-            raise UserError(
-                f"recogniser {str(path)!r} is not there; train one with "
-                "`python -m fusionjax.evaluation.train_recogniser`"
-            )
-        with safe_open(str(path), "numpy") as file:
-            notes = json.loads((file.metadata() or {})["recogniser"])
-            names = list(file.keys())
-            flat = {tuple(name.split(".")): file.get_tensor(name) for name in names}
-        params = unflatten_dict({name: value.astype(np.float32) for name, value in flat.items()})
-        return cls(params["face"], params.get("reader", {}), notes["threshold"], notes["report"])
+            raise UserError(f"recogniser {str(path)!r} is not there; {train_one}")
+        with SafetensorsFile(path) as file:
+            said = file.metadata.get("recogniser")
+            if said is None:
+                raise UserError(f"{str(path)!r} holds no recogniser; {train_one}")
+            flat = {tuple(name.split(".")): file.read(name).astype(np.float32) for name in file}
+        notes, params = json.loads(said), unflatten_dict(flat)
+        return cls(params["face"], params["reader"], notes["threshold"], notes["report"])
 
     def save(self, path: str | Path) -> None:
         """Writes both networks as one float16 safetensors file.
@@ -235,9 +237,6 @@ class Recogniser:
             return jnp.stack([logits[name].argmax(-1) for name in ATTRIBUTES], axis=-1)
 
         return jax.jit(read)
-
-
-FILE_NAME = "recogniser.safetensors"
 
 
 def _in_chunks(function: Any, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> np.ndarray:

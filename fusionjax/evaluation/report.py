@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fusionjax.errors import UserError
 from fusionjax.evaluation import metrics
 from fusionjax.evaluation.suite import PROMPTED, Assignment, Cases, Measured, Pixels, Suite
 
@@ -19,6 +22,16 @@ TEXT_ONLY = "text only"
 OURS = "fusion, 1 photo"
 OURS_MORE = "fusion, {} photos"
 DECOUPLED = "decoupled, 1 photo"
+WITH_MASKS = "with masks"
+WITHOUT_MASKS = "without masks"
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterName:
+    """Which adapter painted: its weights' fingerprint, and what it was trained with."""
+
+    fingerprint: str
+    options: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +41,8 @@ class Results:
     Attributes:
         suite: How much was painted, and how.
         base: The base model's fingerprint.
-        fusion: The adapter's name, or None.
+        fusion: The adapter, or None.
+        decoupled: The adapter that it is compared with, or None.
         ways: By the name of the way of painting.
         pairs: Two people, by "with masks" and "without masks".
         autoencoder_psnr: Of the drawn test pictures, in decibels.
@@ -37,19 +51,35 @@ class Results:
 
     suite: Suite
     base: str
-    fusion: str | None
+    fusion: AdapterName | None
+    decoupled: AdapterName | None
     ways: Mapping[str, Measured]
     pairs: Mapping[str, Assignment]
     autoencoder_psnr: float
     recogniser: Mapping[str, Any]
 
-    def ratios(self) -> dict[str, metrics.Interval]:
-        """Each way's mean identity distance over text only's, where both were painted."""
-        if TEXT_ONLY not in self.ways:
+    def ratios(self, over: str = TEXT_ONLY) -> dict[str, metrics.Interval]:
+        """Each way's mean identity distance over another way's, for the same people and prompts.
+
+        Args:
+            over: The other way: text only, or the adapter with one photo.
+
+        Returns:
+            By the name of the way; none if the other way was not painted.
+        """
+        if over not in self.ways:
             return {}
-        base = self.ways[TEXT_ONLY].distances
-        painted = [name for name in self.ways if name not in (TRUTH, TEXT_ONLY, STRANGER)]
+        base = self.ways[over].distances
+        left_out = (TRUTH, TEXT_ONLY, STRANGER, over)
+        painted = [name for name in self.ways if name not in left_out]
         return {name: metrics.ratio_of_means(self.ways[name].distances, base) for name in painted}
+
+    def gain_by_masks(self) -> metrics.Interval | None:
+        """How much larger the share of faces assigned right is with masks, over pictures."""
+        if not self.pairs:
+            return None
+        right = [self.pairs[name].faces.astype(np.float64) for name in (WITH_MASKS, WITHOUT_MASKS)]
+        return metrics.bootstrap(right[0] - right[1])
 
     def as_json(self) -> dict[str, Any]:
         """All numbers, with plain types."""
@@ -65,11 +95,15 @@ class Results:
                 return plain(value.tolist())
             if isinstance(value, list | tuple):
                 return [plain(each) for each in value]
-            return round(value, 5) if isinstance(value, float) else value
+            if isinstance(value, float):
+                return None if math.isnan(value) else round(value, 5)
+            return value
 
         numbers = plain(self)
         numbers["distance_over_text_only"] = plain(self.ratios())
-        return dict(numbers)
+        numbers["distance_over_one_photo"] = plain(self.ratios(OURS))
+        numbers["gain_by_masks"] = plain(self.gain_by_masks())
+        return {**numbers, "table": table(self)}
 
 
 def table(results: Results) -> str:
@@ -84,61 +118,72 @@ def table(results: Results) -> str:
     """
     suite = results.suite
     count = suite.people * suite.prompts
+    columns = ["", "identity distance ↓", "recognised", *PROMPTED, "style", "face PSNR"]
     lines = [
-        f"{suite.people} test people × {suite.prompts} prompts = {count} pictures a row; "
+        f"{suite.people} {suite.split} people × {suite.prompts} prompts = {count} pictures a row; "
         f"{suite.steps} steps of {suite.scheduler}, guidance {suite.guidance_scale:g}, "
         f"face strength {suite.face_strength:g}, seed {suite.seed}. Identity is the cosine "
         "distance to the person's photo (mean and 95 % bootstrap interval over people; less is "
-        "better).",
+        "better), for all pictures but line art, which the recogniser does not know.",
         "",
-        "| | identity distance ↓ | recognised | "
-        + " | ".join(name.replace("_", " ") for name in (*PROMPTED, "style"))
-        + " | face PSNR | face SSIM |",
-        "| --- " * 10 + "|",
+        *_head([*columns, "face SSIM"]),
     ]
     for name, way in results.ways.items():
-        mean, low, high = way.distance
-        cells = [f"{mean:.3f} ({low:.3f} to {high:.3f})", _percent(way.recognised)]
+        cells = [_interval(way.distance, 3), _percent(way.recognised)]
         cells += [_percent(share) for share in way.prompt.values()]
-        cells += [f"{way.psnr:.1f} dB", f"{way.ssim:.3f}"]
+        # The true picture is what faces are compared with.
+        cells += ["–", "–"] if name == TRUTH else [f"{way.psnr:.1f} dB", f"{way.ssim:.3f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    ratios = [
-        f"{name}: {ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-        for name, ratio in results.ratios().items()
-    ]
-    if ratios:
-        lines += ["", f"Identity distance over that of text only: {'; '.join(ratios)}."]
+    for over in (TEXT_ONLY, OURS):
+        ratios = [f"{name}: {_interval(x)}" for name, x in results.ratios(over).items()]
+        if ratios:
+            lines += ["", f"Identity distance over that of {over}: {'; '.join(ratios)}."]
     traits = [TRUTH, TEXT_ONLY, OURS, DECOUPLED]
     shown = [name for name in traits if name in results.ways]
     names = list(results.ways[shown[0]].traits)
-    lines += ["", "| own trait shown | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
-    lines.append("| --- " * (len(names) + 1) + "|")
+    lines += ["", *_head(["own trait shown", *names])]
     for name in shown:
         shares = " | ".join(_percent(share) for share in results.ways[name].traits.values())
         lines.append(f"| {name} | {shares} |")
-    if results.pairs:
-        lines += [
-            "",
-            f"| two people, {suite.pairs} pictures | faces assigned right | distance to the own "
-            "photo ↓ | to the other's ↑ |",
-            "| --- | --- | --- | --- |",
-        ]
+    gain = results.gain_by_masks()
+    if gain is not None:
+        title = f"two people, {suite.pairs} pictures"
+        columns = ["faces assigned right (chance: 50 %)", "distance to the own photo ↓"]
+        lines += ["", *_head([title, *columns, "to the other's ↑"])]
         for name, pair in results.pairs.items():
-            interval = f"{_percent(pair.interval.low)} to {_percent(pair.interval.high)}"
-            right = f"{_percent(pair.right)} ({interval})"
+            right = _interval(metrics.Interval(*(100 * x for x in pair.interval)), 0, " %")
             lines.append(f"| {name} | {right} | {pair.distance:.3f} | {pair.to_other:.3f} |")
+        points = _interval(metrics.Interval(*(100 * x for x in gain)), 0)
+        lines += ["", f"Masks assign {points} percentage points more of the faces right."]
     lines += ["", f"Autoencoder: {results.autoencoder_psnr:.1f} dB PSNR on the drawn pictures."]
     if "verification_accuracy" in results.recogniser:
         verified = 100 * results.recogniser["verification_accuracy"]
         lines.append(
-            f"Recogniser: {verified:.1f} % verification accuracy on drawn pictures of test people. "
+            f"Recogniser: {verified:.1f} % verification accuracy on drawn pictures of test people"
+            f"{_alike(results.recogniser)}. "
             "The first row says how well attributes are read from true pictures."
         )
     return "\n".join(lines) + "\n"
 
 
+def _head(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table in Markdown."""
+    names = " | ".join(name.replace("_", " ") for name in columns)
+    return [f"| {names} |".replace("|  |", "| |"), "| --- " * len(columns) + "|"]
+
+
+def _alike(measured: Mapping[str, Any]) -> str:
+    share = measured.get("told_apart_with_one_trait_different")
+    return "" if share is None else f", {_percent(share)} where one trait alone is different"
+
+
+def _interval(interval: metrics.Interval, digits: int = 2, unit: str = "") -> str:
+    mean, low, high = (f"{x:.{digits}f}{unit}" for x in interval)
+    return f"{mean} ({low} to {high})"
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return "–" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def sheet(
@@ -217,15 +262,31 @@ def pair_sheet(
     return canvas
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder for `write`, before anything is painted.
+
+    Raises:
+        UserError: If it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output is {str(folder)!r}, where nothing can be written ({error.strerror}); "
+            "name another folder"
+        ) from None
+
+
 def write(results: Results, sheets: Mapping[str, Image.Image], folder: Path) -> None:
     """Writes `table.md`, `results.json` and the sheets.
 
     Args:
         results: What was measured.
         sheets: Pictures by file name.
-        folder: Where; made if it is missing.
+        folder: Where, as from `make_folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(table(results), encoding="utf-8")
     numbers = json.dumps(results.as_json(), indent=2, ensure_ascii=False)
     (folder / "results.json").write_text(numbers + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 """The suite `mini`: test people and prompts, painted in several ways, and what is measured on them.
 
 A *case* is a test person, a prompt, and the drawing of exactly that: the truth. Every way of
-painting gets the same cases and the same seeds. All people are of the test split: no network has
-met them.
+painting gets the same cases and the same seeds. No network has met people of the test split; what
+is to be chosen, a guidance scale for instance, is chosen on those of the validation split.
 
 Legend: p people, c cases of a person, i identities in a picture.
 """
@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from fusionjax.base import BaseModel
 from fusionjax.data import mini_world
 from fusionjax.data.mini_world import TRAITS, Circumstance, Person
+from fusionjax.data.mini_world_places import PLAIN_BACKGROUNDS
 from fusionjax.errors import UserError
 from fusionjax.evaluation import metrics
 from fusionjax.evaluation.recogniser import TYPICAL_BOX, Recogniser
@@ -30,7 +31,8 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 Progress = Callable[[str, int, int], None]
 
 
-_LEAST = {"people": 2, "prompts": 1, "pairs": 0, "photos": 1, "batch_size": 1}
+_LEAST = {"people": 2, "prompts": 1, "pairs": 0, "photos": 1, "batch_size": 1, "seed": 0}
+_SPLITS = ("validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,10 @@ class Suite:
     """How much is painted, and how.
 
     Attributes:
-        people: Test people.
+        split: Whose people: "test" or "validation".
+        people: How many.
         prompts: Prompts for each; every fourth asks for a style.
-        pairs: Pictures of two people.
+        pairs: Pictures of two people; nobody is in two of them.
         photos: Photos of each person in the comparison of one photo with several; 1 leaves it out.
         steps: Steps of the sampler.
         guidance_scale: Of the classifier-free guidance.
@@ -50,9 +53,10 @@ class Suite:
         seed: Of the people, the prompts and the noise.
     """
 
+    split: str = "test"
     people: int = 24
     prompts: int = 4
-    pairs: int = 16
+    pairs: int = 48
     photos: int = 3
     steps: int = 20
     guidance_scale: float = 3.0
@@ -66,6 +70,15 @@ class Suite:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
+        if self.split not in _SPLITS:
+            raise UserError(f"split is {self.split!r}; choose one of {', '.join(_SPLITS)}")
+        there = mini_world.number_of_people(self.split)
+        for name, needed in (("people", self.people), ("pairs", 2 * self.pairs)):
+            if needed > there:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, for which the split {self.split!r} with its "
+                    f"{there} people is too small; ask for fewer"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +116,8 @@ class Cases:
     """All that is painted.
 
     Attributes:
-        people: The test people.
-        photos: Drawn photos of each person, in plain style.
+        people: The people of the cases.
+        photos: Drawn photos of everybody, in plain style.
         cases: For each person the same number of cases.
         pairs: Pictures of two people.
     """
@@ -129,15 +142,15 @@ def make_cases(suite: Suite, pixels: int) -> Cases:
     Returns:
         The cases. More people or prompts add to those of fewer.
     """
-    people = mini_world.people("test", suite.people, suite.seed)
-    photos: dict[Person, list[Pixels]] = {}
+    everybody = mini_world.people(suite.split, max(suite.people, 2 * suite.pairs), suite.seed)
+    people = everybody[: suite.people]
+    photos = {
+        person: _photos(person, pixels, suite.photos, np.random.default_rng([suite.seed, 1, index]))
+        for index, person in enumerate(everybody)
+    }
     cases = []
     for index, person in enumerate(people):
-        rng = np.random.default_rng([suite.seed, 1, index])
-        photos[person] = [
-            mini_world.draw(person, mini_world.random_circumstance(rng, style="plain"), pixels)
-            for _ in range(suite.photos)
-        ]
+        rng = np.random.default_rng([suite.seed, 3, index])
         stranger = people[(index + 1) % len(people)]
         own = []
         for number in range(suite.prompts):
@@ -159,16 +172,22 @@ def make_cases(suite: Suite, pixels: int) -> Cases:
                 )
             )
         cases.append(own)
-    pairs = [_pair(people, index, suite) for index in range(suite.pairs)]
+    pairs = [
+        _pair((everybody[2 * index], everybody[2 * index + 1]), index, suite)
+        for index in range(suite.pairs)
+    ]
     return Cases(people, photos, cases, pairs)
 
 
-def _pair(people: Sequence[Person], index: int, suite: Suite) -> Pair:
-    """Two different people; the prompt says what each does and wears, not who they are."""
+def _photos(person: Person, pixels: int, count: int, rng: np.random.Generator) -> list[Pixels]:
+    circumstances = [mini_world.random_circumstance(rng, style="plain") for _ in range(count)]
+    return [mini_world.draw(person, circumstance, pixels) for circumstance in circumstances]
+
+
+def _pair(pair: tuple[Person, Person], index: int, suite: Suite) -> Pair:
+    """The prompt says what each does and wears, not who they are."""
     rng = np.random.default_rng([suite.seed, 2, index])
-    left, right = rng.choice(len(people), 2, replace=False)
     circumstances = [mini_world.random_circumstance(rng, style="plain") for _ in range(2)]
-    pair = people[left], people[right]
     prompt = mini_world.scene_caption(pair, circumstances, rng, identity_share=0)
     return Pair(pair, prompt, suite.seed + 500_000 + index)
 
@@ -177,13 +196,18 @@ Faces = Mapping[Person, Identity]
 
 
 def encode_people(
-    pipe: FusionPipeline, cases: Cases, photos: int, progress: Progress | None = None
+    pipe: FusionPipeline,
+    cases: Cases,
+    people: Sequence[Person],
+    photos: int,
+    progress: Progress | None = None,
 ) -> Faces:
-    """Encodes each person's first photos.
+    """Encodes people's first photos.
 
     Args:
         pipe: With an adapter.
-        cases: The people and their photos.
+        cases: Hold the photos.
+        people: Who is encoded.
         photos: How many photos of each, at most all that were drawn.
         progress: Called with a stage, how many people are done, and of how many.
 
@@ -191,10 +215,10 @@ def encode_people(
         The identities.
     """
     faces = {}
-    for number, (person, pictures) in enumerate(cases.photos.items(), 1):
-        faces[person] = pipe.encode_identity(pictures[:photos], crop="none")
+    for number, person in enumerate(people, 1):
+        faces[person] = pipe.encode_identity(cases.photos[person][:photos], crop="none")
         if progress:
-            progress("photos", number, len(cases.photos))
+            progress("photos", number, len(people))
     return faces
 
 
@@ -287,11 +311,16 @@ def _paint(
 class Measured:
     """What one way of painting reached.
 
+    Who somebody is, the recogniser tells by colours too, and it was trained without line art; so
+    line art counts for the prompt only. A share of no pictures is NaN.
+
     Attributes:
-        distances: Identity distance between the person's first photo and the picture, [p, c].
+        distances: Identity distance between the person's first photo and the picture, [p, c]; NaN
+            for line art.
         distance: Its mean and interval over people.
         recognised: Share of pictures that the recogniser takes for the person.
-        prompt: Share of pictures that show what the prompt says, by attribute.
+        prompt: Share of pictures that show what the prompt says, by attribute; of those whose
+            prompt says it and whose style can show it.
         traits: Share of pictures that show the person's own trait, by trait.
         psnr: Mean PSNR of the face region against the truth, in decibels.
         ssim: Mean SSIM of the face region against the truth.
@@ -320,7 +349,10 @@ def measure(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixels]) ->
     flat = cases.flat()
     boxes = [TYPICAL_BOX] * len(flat)
     photos = recogniser.embed([cases.photos[case.person][0] for case in flat], boxes)
+    # Line art has no colours, so that neither they nor a person can be asked of it.
+    colored = np.array([case.circumstance.style != "line art" for case in flat])
     distances = metrics.cosine_distance(recogniser.embed(pictures, boxes), photos)
+    distances[~colored] = np.nan
     read = recogniser.read(pictures)
     likeness = [
         metrics.face_likeness(picture, case.truth, TYPICAL_BOX)
@@ -328,19 +360,26 @@ def measure(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixels]) ->
     ]
     by_person = distances.reshape(len(cases.people), -1)
     asked = [vars(case.circumstance) | vars(case.person) for case in flat]
-    # Line art has no colours, so that they cannot be asked of it.
-    colored = np.array([case.circumstance.style != "line art" for case in flat])
+    plain = np.array([case.circumstance.background in PLAIN_BACKGROUNDS for case in flat])
+    dyed = np.array([case.circumstance.clothes_color != "" for case in flat])
+    every = np.ones(len(flat), bool)
+    counted = {
+        "expression": every,
+        "clothes": every,
+        "clothes_color": colored & dyed,
+        "background": colored | ~plain,
+        "style": every,
+    }
 
     def share(name: str) -> float:
         right = np.array([told[name] == wish[name] for told, wish in zip(read, asked, strict=True)])
-        if name in ("clothes_color", "hair_color", "skin"):
-            right = right[colored]
-        return float(right.mean())
+        right = right[counted.get(name, colored)]
+        return float(right.mean()) if len(right) else float("nan")
 
     return Measured(
         distances=by_person,
-        distance=metrics.bootstrap(by_person),
-        recognised=float((distances < recogniser.threshold).mean()),
+        distance=metrics.bootstrap(by_person, np.nanmean),
+        recognised=float((distances[colored] < recogniser.threshold).mean()),
         prompt={name: share(name) for name in (*PROMPTED, "style")},
         traits={name: share(name) for name in TRAITS},
         psnr=float(np.mean([each.psnr for each in likeness])),
@@ -357,12 +396,14 @@ class Assignment:
         distance: Mean identity distance of a face to the person who belongs there.
         to_other: Mean identity distance to the other person.
         interval: Of `right`, over pictures.
+        faces: Whether each face is nearer to the person who belongs there, [pairs, 2].
     """
 
     right: float
     distance: float
     to_other: float
     interval: metrics.Interval
+    faces: Bool[np.ndarray, "pairs 2"]
 
 
 def measure_pairs(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixels]) -> Assignment:
@@ -384,7 +425,7 @@ def measure_pairs(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixel
     own = 1 - np.sum(found * people, axis=-1)
     other = 1 - np.sum(found * people[:, ::-1], axis=-1)
     interval = metrics.bootstrap(right.astype(np.float64))
-    return Assignment(interval.mean, float(own.mean()), float(other.mean()), interval)
+    return Assignment(interval.mean, float(own.mean()), float(other.mean()), interval, right)
 
 
 def autoencoder_psnr(base: BaseModel, pictures: Sequence[Pixels], batch_size: int = 16) -> float:

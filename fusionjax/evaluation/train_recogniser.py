@@ -226,7 +226,6 @@ def train_face(
     batch: int,
     seed: int,
     report: Callable[[int, float], None],
-    start: Any = None,
 ) -> Any:
     """Trains `FaceNet`; line art, which shows no colours, is left out.
 
@@ -264,10 +263,7 @@ def train_face(
         centres = sum(params["traits"][trait][choices] for trait, choices in own.items())
         return jnp.mean(margin_loss(embed(params["face"], crops), centres, people))
 
-    if start is not None:
-        params["face"] = start
-    rate = 2e-3 if start is None else 1e-3
-    return fit(loss, params, batches(), steps, rate, report)["face"]
+    return fit(loss, params, batches(), steps, 2e-3, report)["face"]
 
 
 def train_reader(
@@ -393,28 +389,30 @@ def train_recogniser(
         batch: Pictures a step.
         seed: Of the weights, the order and the changes to the pictures.
         networks: Which are trained; the other is taken from the output folder.
-        go_on: Start from the networks in the output folder, at half the learning rate.
+        go_on: Start from the reader in the output folder, at half the learning rate. Not for the
+            face network: the centres that it learnt towards are not kept.
         report: Called with the network's name, the step and the loss.
 
     Returns:
         The report: verification accuracy, the threshold, and how well each attribute is read.
 
     Raises:
-        UserError: If there is no such dataset.
+        UserError: If there is no such dataset, or the face network is to go on.
     """
+    if go_on and "face" in networks:
+        raise UserError(
+            "the face network cannot go on from a file: the centres that it learnt towards are not "
+            "in it; add --networks reader, or leave --go-on out"
+        )
     train = load_pictures(folder, "train")
     path = Path(output) / FILE_NAME
     face: Any = {}
     reader: Any = {}
-    if go_on or set(networks) != {"face", "reader"}:
+    if set(networks) != {"face", "reader"}:
         before = Recogniser.from_pretrained(path)
         face, reader = before.face_params, before.reader_params
     if "face" in networks:
-        start = face if go_on else None
-        face = train_face(
-            train, steps, batch, seed, lambda step, loss: report("face", step, loss), start
-        )
-        Recogniser(face, reader, 0.5, {}).save(path)
+        face = train_face(train, steps, batch, seed, lambda step, loss: report("face", step, loss))
     if "reader" in networks:
         start = reader if go_on else None
         reader = train_reader(
@@ -462,7 +460,7 @@ def main(argv: list[str] | None = None) -> None:
         help="which are trained; the other is taken from the output folder",
     )
     parser.add_argument(
-        "--go-on", action="store_true", help="start from the networks in the output folder"
+        "--go-on", action="store_true", help="start from the reader in the output folder"
     )
     args = parser.parse_args(argv)
 

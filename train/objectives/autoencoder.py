@@ -2,9 +2,9 @@
 
 Learning encoder and decoder against each other takes long to leave the few directions in which
 pictures vary most. Here the latents are settled beforehand: the leading principal components of
-patches of 8×8 pixels. The encoder learns to compute them, the decoder learns to invert them (it
-sees the neighbours too, so it does better than the linear inverse), and a base model's latents do
-not depend on how far either has come.
+patches as large as a latent cell. The encoder learns to compute them, the decoder learns to invert
+them (it sees the neighbours too, so it does better than the linear inverse), and a base model's
+latents do not depend on how far either has come.
 """
 
 import json
@@ -80,7 +80,7 @@ class AutoencoderObjective:
             if path[-2:] in {("conv2", "kernel"), ("proj_attn", "kernel")}:
                 flat[path] = jnp.zeros_like(x)
         bias = flat["quant_conv", "bias"]
-        flat["quant_conv", "bias"] = bias.at[bias.size // 2 :].set(-6.0)
+        flat["quant_conv", "bias"] = bias.at[bias.size // 2 :].set(LOG_VARIANCE)
         return unflatten_dict(flat)
 
     def read(self, source: str) -> Params:
