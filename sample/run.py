@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ASSETS = Path(fusionjax.__file__).parent / "assets"
 # What the embedded mini model paints when nothing is asked for.
-MINI_FACE = "cleo"  # of the embedded people the one that it keeps best
+MINI_FACE = "cleo"  # one of the four embedded people
 MINI_PROMPT = "a person laughing, wearing an astronaut suit, in a garden with flowers"
 MINI_GUIDANCE = 3.0
 _BATCH_PER_DEVICE = 4

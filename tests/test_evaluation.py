@@ -5,6 +5,7 @@ import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -400,6 +401,21 @@ def test_a_wrong_adapter_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["--output", str(tmp_path / "file")]) == 2
     assert "file', where nothing can be written" in capsys.readouterr().err
+
+
+def test_the_readme_has_the_figures_of_the_shipped_weights():
+    """What was measured is of these very weights, and the README says it as it was measured."""
+    measured = json.loads(Path("docs/mini_results.json").read_text())
+    pipe = FusionPipeline.from_pretrained()
+    assert measured["base"] == pipe.fingerprints["base"]
+    assert measured["fusion"]["fingerprint"] == pipe.fingerprints["fusion"]
+    other = evaluate._other(pipe, str(evaluate.MINI_DECOUPLED))
+    assert measured["decoupled"]["fingerprint"] == other.fingerprints["fusion"]
+    verified = Recogniser.from_pretrained().report["verification_accuracy"]
+    assert measured["recogniser"]["verification_accuracy"] == pytest.approx(verified, abs=1e-5)
+    defaults = {field.name: field.default for field in dataclasses.fields(suite.Suite)}
+    assert measured["suite"] == defaults
+    assert measured["table"] in Path("README.md").read_text()
 
 
 def test_help_is_printed_by_the_module():

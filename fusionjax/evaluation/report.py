@@ -14,7 +14,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fusionjax.errors import UserError
 from fusionjax.evaluation import metrics
-from fusionjax.evaluation.suite import PROMPTED, Assignment, Cases, Measured, Pixels, Suite
+from fusionjax.evaluation.suite import (
+    PAIR_FACE_STEPS,
+    PROMPTED,
+    Assignment,
+    Cases,
+    Measured,
+    Pixels,
+    Suite,
+)
 
 TRUTH = "another true picture of the person (floor)"
 STRANGER = "a different person (ceiling)"
@@ -154,7 +162,12 @@ def table(results: Results) -> str:
             right = _interval(metrics.Interval(*(100 * x for x in pair.interval)), 0, " %")
             lines.append(f"| {name} | {right} | {pair.distance:.3f} | {pair.to_other:.3f} |")
         points = _interval(metrics.Interval(*(100 * x for x in gain)), 0)
-        lines += ["", f"Masks assign {points} percentage points more of the faces right."]
+        begin = f"{100 * PAIR_FACE_STEPS[0]:.0f} %"
+        lines += [
+            "",
+            f"Masks assign {points} percentage points more of the faces right. With two people the "
+            f"faces act after the first {begin} of the steps.",
+        ]
     lines += ["", f"Autoencoder: {results.autoencoder_psnr:.1f} dB PSNR on the drawn pictures."]
     if "verification_accuracy" in results.recogniser:
         verified = 100 * results.recogniser["verification_accuracy"]
