@@ -6,3 +6,18 @@ class UserError(ValueError):
 
     The command lines show it as `error: …` without a traceback.
     """
+
+
+def at_least(minimum: float, **values: float) -> None:
+    """Checks arguments.
+
+    Args:
+        minimum: What none of them may be below.
+        **values: By name; `__` stands for a dot.
+
+    Raises:
+        UserError: For the first that is smaller, or NaN.
+    """
+    for name, value in values.items():
+        if not value >= minimum:
+            raise UserError(f"{name.replace('__', '.')} is {value}; it must be at least {minimum}")

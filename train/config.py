@@ -11,17 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusionjax.attention import Implementation
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, at_least
 from fusionjax.files import write_whole
 from fusionjax.unet import FusionOptions
 
 Precision = Literal["float32", "bfloat16", "float16"]
-
-
-def _at_least(minimum: float, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= minimum:  # NaN is not
-            raise UserError(f"{name.replace('__', '.')} is {value}; it must be at least {minimum}")
 
 
 def _check_gamma(gamma: float | None) -> None:
@@ -47,7 +41,7 @@ class DataConfig:
     """Batches kept ready."""
 
     def __post_init__(self) -> None:
-        _at_least(1, data__threads=self.threads, data__buffered_batches=self.buffered_batches)
+        at_least(1, data__threads=self.threads, data__buffered_batches=self.buffered_batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +68,13 @@ class OptimizerConfig:
     """Decay a step of the averaged weights that are validated and exported."""
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             0,
             optimizer__learning_rate=self.learning_rate,
             optimizer__warmup_steps=self.warmup_steps,
             optimizer__weight_decay=self.weight_decay,
         )
-        _at_least(1, optimizer__accumulate_steps=self.accumulate_steps)
+        at_least(1, optimizer__accumulate_steps=self.accumulate_steps)
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"optimizer.ema_decay is {self.ema_decay}; it must be in [0, 1)")
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
@@ -127,7 +121,7 @@ class DistributedConfig:
                 f"distributed.process is {self.process}; of {self.processes} processes the "
                 f"numbers are 0..{self.processes - 1}"
             )
-        _at_least(1, distributed__heartbeat_timeout_s=self.heartbeat_timeout_s)
+        at_least(1, distributed__heartbeat_timeout_s=self.heartbeat_timeout_s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +134,7 @@ class CheckpointConfig:
     """Newest checkpoints kept, besides the one with the best validation loss."""
 
     def __post_init__(self) -> None:
-        _at_least(1, checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
+        at_least(1, checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +149,7 @@ class ValidationConfig:
     """Rows of the picture grid."""
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             1,
             validation__every_steps=self.every_steps,
             validation__examples=self.examples,
@@ -197,14 +191,14 @@ class RunConfig:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             1,
             steps=self.steps,
             batch_size=self.batch_size,
             max_skipped_in_row=self.max_skipped_in_row,
             log_every_steps=self.log_every_steps,
         )
-        _at_least(0, seed=self.seed)
+        at_least(0, seed=self.seed)
         if self.seed >= 2**32:
             raise UserError(f"seed is {self.seed}; it must be below {2**32}")
         if self.batch_size % self.optimizer.accumulate_steps:
@@ -259,7 +253,7 @@ class AutoencoderRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(
+        at_least(
             0,
             mse_weight=self.mse_weight,
             edge_weight=self.edge_weight,
@@ -318,7 +312,7 @@ class BaseRun(RunConfig):
         for channels in self.block_out_channels:
             if channels % 32:
                 raise UserError(f"block_out_channels has {channels}, not a multiple of 32")
-        _at_least(
+        at_least(
             0,
             face_weight=self.face_weight,
             features_weight=self.features_weight,
@@ -368,8 +362,8 @@ class AdapterRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(1, references=self.references)
-        _at_least(0, face_weight=self.face_weight)
+        at_least(1, references=self.references)
+        at_least(0, face_weight=self.face_weight)
         _check_gamma(self.min_snr_gamma)
         dropouts = (self.text_dropout, self.faces_dropout, self.both_dropout)
         if min(dropouts) < 0 or sum(dropouts) > 1:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusionjax.data import mini_world
 from fusionjax.data.mini_world import SPLITS, Person
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, at_least
 
 REFERENCES_PER_PERSON = 2
 _LEAST = {"people": 1, "pictures_per_person": 1, "scenes": 0, "seed": 0}
@@ -38,9 +38,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"{name} is {value}; it must be at least {least}")
+            at_least(least, **{name: getattr(self, name)})
         there = mini_world.number_of_people("train")
         if self.people > there:
             raise UserError(f"people is {self.people}; there are {there} training people")

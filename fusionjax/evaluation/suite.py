@@ -20,7 +20,7 @@ from fusionjax.base import BaseModel
 from fusionjax.data import mini_world
 from fusionjax.data.mini_world import TRAITS, Circumstance, Person
 from fusionjax.data.mini_world_places import PLAIN_BACKGROUNDS
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, at_least
 from fusionjax.evaluation import metrics
 from fusionjax.evaluation.recogniser import TYPICAL_BOX, Recogniser
 from fusionjax.identity import Identity
@@ -72,9 +72,7 @@ class Suite:
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"{name} is {value}; it must be at least {least}")
+            at_least(least, **{name: getattr(self, name)})
         if self.split not in _SPLITS:
             raise UserError(f"split is {self.split!r}; choose one of {', '.join(_SPLITS)}")
         there = mini_world.number_of_people(self.split)
