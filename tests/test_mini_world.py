@@ -233,7 +233,8 @@ if __name__ == "__main__":
             names = [*mini_world.CIRCUMSTANCES, "zoom", "shift_x", "shift_y"]
             circumstance = mini_world.Circumstance(**{name: true[name] for name in names})
             np.testing.assert_array_equal(example["image"], mini_world.draw(person, circumstance))
-            np.testing.assert_allclose(example["face_box"], mini_world.face_box(circumstance), 1e-5)
+            (box,) = example["face_boxes"]
+            np.testing.assert_allclose(box, mini_world.face_box(circumstance), 1e-5)
             assert len(example["references"]) == 2
             assert (example["references"][0] != example["image"]).any()
             people.setdefault(split, set()).add(person.identity)
@@ -241,7 +242,11 @@ if __name__ == "__main__":
     both = builder.as_data_source("train+scenes")
     assert len(both) == 21
     scenes = list(builder.as_data_source("scenes"))
-    assert all(len(s["references"]) == s["identity"].decode().count("+") + 1 for s in scenes)
+    for scene in scenes:
+        count = scene["identity"].decode().count("+") + 1
+        assert list(scene["owners"]) == list(range(count))
+        assert len(scene["references"]) == len(scene["face_boxes"]) == count
+        assert (np.diff(scene["face_boxes"][:, 1]) > 0).all()
     assert told[-1] == (53, 53)
     print("tensorflow" in sys.modules, flush=True)
 """

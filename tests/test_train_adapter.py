@@ -46,7 +46,7 @@ def shelf(tmp_path_factory):
     """A folder with a tiny base model and a tiny dataset."""
     folder = tmp_path_factory.mktemp("train")
     tiny_base().save_pretrained(folder / "base", dtype=np.float32)
-    mini_faces.build(folder / "faces", people=8, pictures_per_person=2, scenes=0, processes=1)
+    mini_faces.build(folder / "faces", people=8, pictures_per_person=2, scenes=4, processes=1)
     return folder
 
 
@@ -444,6 +444,36 @@ def test_a_cache_of_something_else_is_refused(config, objective):
     assert made_from(replaced, config.data.folder)["autoencoder"] != about["autoencoder"]
     with pytest.raises(UserError, match="was made from another autoencoder"):
         CachedLatents(folder, made_from(replaced, config.data.folder))
+
+
+def test_people_in_one_picture_see_their_own_photos(config):
+    """Which photo comes first does not matter, and whose it is does."""
+    config = dataclasses.replace(config, references=2, people=3, faces_dropout=0, both_dropout=0)
+    objective = AdapterObjective(config, make_mesh(devices=jax.devices()[:1]))
+    source = objective.source("train+scenes")
+    examples = [objective.make(source[i], np.random.default_rng(i)) for i in (0, 16, 17, 18, 19)]
+    batch = {name: np.stack([x[name] for x in examples]) for name in examples[0]}
+    assert {k: v.shape[1:] for k, v in objective.batch_shapes().items()} == {
+        name: value.shape[1:] for name, value in batch.items()
+    }
+    assert not batch["masks"][0].any()
+    np.testing.assert_array_equal(batch["masks"][1:].sum(1), 1)
+    assert batch["present"][1:].all()
+    assert (batch["owner"][1:, 0] != batch["owner"][1:, 1]).all()
+    scenes = {name: value[1:] for name, value in batch.items()}
+    params = objective.init(jax.random.key(0), objective.frozen)
+    loss = jax.jit(lambda batch: objective.loss(params, objective.frozen, batch, jax.random.key(0)))
+
+    def turned(*names):
+        return float(loss(scenes | {n: np.ascontiguousarray(scenes[n][:, ::-1]) for n in names})[0])
+
+    assert turned("references", "owner") == pytest.approx(turned(), rel=1e-5)
+    assert abs(turned("owner") - turned()) > 1e-3 * turned()
+
+
+def test_a_picture_of_more_people_than_said_is_refused(objective):
+    with pytest.raises(UserError, match=r"has a picture of \d people, and people is 1; raise"):
+        objective.source("train+scenes")
 
 
 def test_with_cached_text_states_no_text_encoder_is_needed(config, objective, batch, tmp_path):

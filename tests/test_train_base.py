@@ -19,10 +19,10 @@ from train.config import (
     OptimizerConfig,
     ValidationConfig,
 )
+from train.faces import box_weight, features_boxes, nearest_face
 from train.loop import _initial, run
 from train.objectives.autoencoder import principal_components, principal_latents
 from train.objectives.base_model import BaseModelObjective
-from train.weights import box_weight, features_box
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
 
@@ -119,22 +119,35 @@ def test_the_text_states_are_asked_for_the_words_of_their_caption(shelf):
 
 
 def test_the_face_box_covers_the_cells_it_touches():
-    weight = box_weight(np.array([0.25, 0.5, 0.6, 1.0]), (4, 4), 3.0)
-    np.testing.assert_array_equal(weight[:, 0], [1, 1, 1, 1])
+    boxes = np.array([[0.25, 0.5, 0.6, 1.0], [0.0, 0.1, 0.3, 0.2]])
+    weight = box_weight(boxes, (4, 4), 3.0)
+    np.testing.assert_array_equal(weight[:, 0], [3, 3, 1, 1])
+    np.testing.assert_array_equal(weight[:, 1], [1, 1, 1, 1])
     np.testing.assert_array_equal(weight[:, 3], [1, 3, 3, 1])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_everybody_owns_what_is_nearest_to_their_face(count):
+    """In a scene that is the stripes by which its people are told apart, but for small shifts."""
+    boxes = mini_world.scene_boxes(count)
+    masks = nearest_face(boxes, (64, 64), 3)
+    assert masks[:count].sum(0).min() == masks.sum(0).max() == 1
+    stripes = mini_world.scene_regions(count, 64)
+    assert (masks[:count] == stripes).mean() > 0.95
+    assert not nearest_face(boxes[:1], (64, 64), 3).any()
 
 
 def test_the_features_box_holds_eyes_and_mouth():
     """Another expression changes next to nothing outside of it."""
     person = mini_world.people("train", 1)[0]
     person = dataclasses.replace(person, facial_hair="none", glasses="none")
-    boxes, changed = [], []
+    changed = []
     for expression in ("neutral", "laughing", "surprised", "angry"):
         circumstance = mini_world.Circumstance(expression=expression)
-        boxes.append(features_box(np.array(mini_world.face_box(circumstance), np.float32)))
+        boxes = np.array([mini_world.face_box(circumstance)], np.float32)
         changed.append(mini_world.draw(person, circumstance).astype(int))
     difference = np.abs(np.stack(changed) - changed[0]).max((0, 3)) > 8
-    inside = box_weight(boxes[0], difference.shape, 2.0) == 2
+    inside = box_weight(features_boxes(boxes), difference.shape, 2.0) == 2
     assert (difference & inside).sum() > 0.95 * difference.sum() > 0
     assert inside.mean() < 0.2
 
@@ -145,7 +158,7 @@ def test_the_loss_counts_more_in_the_head_and_most_at_eyes_and_mouth(shelf):
     example = {
         "latents": np.zeros((20, 20, 4), np.float32),
         "tokens": np.zeros(77, np.int32),
-        "face_box": np.array([0.0, 0.0, 1.0, 0.5], np.float32),
+        "face_boxes": np.array([[0.0, 0.0, 1.0, 0.5]], np.float32),
     }
     weight = objective.make(example, np.random.default_rng(0))["weight"]
     assert set(weight[8:17, 2:8].flat) == {6.0}

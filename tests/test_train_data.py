@@ -91,6 +91,36 @@ def test_a_face_without_other_pictures_becomes_its_own_reference(tmp_path):
     np.testing.assert_array_equal(cache.CachedLatents(tmp_path / "again")[0]["references"], views)
 
 
+def scene(seed: int, **changed):
+    """Two people, the second with two photos."""
+    boxes = np.array([[0.2, 0.1, 0.6, 0.4], [0.2, 0.6, 0.6, 0.9]], np.float32)
+    together = {"face_boxes": boxes, "owners": np.array([1, 0, 1])}
+    del (one := example(seed, references=3))["face_box"]
+    return one | together | changed
+
+
+def test_a_picture_of_several_people_keeps_whose_photos_are_whose(tmp_path):
+    alone = scene(2, references=[], owners=np.array([], np.int32))
+    reasons = write(tmp_path / "c", [example(0), scene(1), alone, example(3)], views=2)
+    assert not reasons
+    cached = cache.CachedLatents(tmp_path / "c")
+    assert cached.most_people == 2
+    for index, owners, people in ((0, [0], 1), (1, [1, 0, 1], 2), (2, [0, 0, 1, 1], 2)):
+        np.testing.assert_array_equal(cached[index]["owners"], owners)
+        assert cached[index]["references"].shape[0] == len(owners)
+        assert cached[index]["face_boxes"].shape == (people, 4)
+    np.testing.assert_array_equal(cached[1]["face_boxes"], scene(1)["face_boxes"])
+    bad = [
+        scene(4, owners=np.array([0, 1, 2])),
+        scene(5, owners=np.array([0, 1])),
+        scene(6, face_boxes=np.zeros((0, 4), np.float32)),
+    ]
+    assert write(tmp_path / "bad", [*bad, scene(7)], most_skipped=0.8) == {
+        "a reference of nobody in the picture": 2,
+        "no face's box": 1,
+    }
+
+
 def test_bad_examples_are_skipped_counted_and_listed(tmp_path):
     good = [example(i) for i in range(6)]
     bad = [

@@ -35,6 +35,8 @@ class DataConfig:
     """Split of the validation loss and the picture grids."""
     build_people: int = 0
     """Draw the mini world with so many training people into the folder if there is none yet."""
+    build_scenes: int = 0
+    """Draw so many pictures of two and three people too, into a split `scenes`."""
     threads: int = 2
     """Threads that read and decode ahead of the device; the order never depends on them."""
     buffered_batches: int = 4
@@ -342,7 +344,11 @@ class AdapterRun(RunConfig):
     """Cache the captions' text states too (118 kB each for SD 1.5), so that the text encoder need
     not be on the device."""
     references: int = 1
-    """Most photos of the person that an example shows; from one up to so many are drawn."""
+    """Most photos that an example shows, of all its people together; from one (of each person, as
+    far as they fit) up to so many are drawn."""
+    people: int = 1
+    """Most people in a picture. In one of several, the part that is nearest to a person's face sees
+    that person's photos only, as with masks."""
     text_dropout: float = 0.1
     """Share of examples without text."""
     faces_dropout: float = 0.1
@@ -362,7 +368,7 @@ class AdapterRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, references=self.references)
+        at_least(1, references=self.references, people=self.people)
         at_least(0, face_weight=self.face_weight)
         _check_gamma(self.min_snr_gamma)
         dropouts = (self.text_dropout, self.faces_dropout, self.both_dropout)

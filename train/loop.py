@@ -204,7 +204,7 @@ def _build_data(config: RunConfig) -> None:
             mini_faces.build(
                 config.data.folder,
                 people=config.data.build_people,
-                scenes=0,
+                scenes=config.data.build_scenes,
                 identity_share=0,  # who it is, the photos tell
                 progress=progress,
             )

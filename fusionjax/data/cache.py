@@ -8,9 +8,11 @@ encoder there either. A cache is a folder:
     target.npy              [n] the picture of each example
     references.npy          [m] the pictures of all examples' references, one after the other
     reference_starts.npy    [n + 1] where each example's references start in it
+    owners.npy              [m] whose photo each of them is: a number in the example's face boxes
     tokens.npy              [n, t] token ids of the captions
     text_states.npy         [n, t, d] float16: what the text encoder makes of them; if asked for
-    face_boxes.npy          [n, 4] ymin, xmin, ymax, xmax in [0, 1]
+    face_boxes.npy          [f, 4] ymin, xmin, ymax, xmax in [0, 1], of all examples
+    face_box_starts.npy     [n + 1] where each example's boxes start in it
     skipped.tsv             examples that could not be used, and why
 """
 
@@ -33,11 +35,20 @@ from fusionjax.data.pipeline import dataset_info, decode_image, to_unit
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole
 
-VERSION = 1
+VERSION = 2
 _WHAT = "cache.json"
 _SKIPPED = "skipped.tsv"
 _TEXT_STATES = "text_states.npy"
-_ARRAYS = ("latents", "target", "references", "reference_starts", "tokens", "face_boxes")
+_ARRAYS = (
+    "latents",
+    "target",
+    "references",
+    "reference_starts",
+    "owners",
+    "tokens",
+    "face_boxes",
+    "face_box_starts",
+)
 
 Encode = Callable[[Float[np.ndarray, "b H W 3"]], Any]
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b t"]]
@@ -61,13 +72,15 @@ def write_cache(
 ) -> collections.Counter[str]:
     """Encodes every distinct picture of a dataset.
 
-    An example without references gets `views` augmented views of its own face instead. What
-    cannot be used (an unreadable picture, an empty caption, no reference and no face's box) is
-    skipped, counted and listed in the cache's `skipped.tsv`.
+    An example without references gets `views` augmented views of its own face instead. One of
+    several people has `face_boxes` [people, 4] in place of `face_box`, and `owners`, whose photo
+    each reference is. What cannot be used (an unreadable picture, an empty caption, no reference
+    and no face's box) is skipped, counted and listed in the cache's `skipped.tsv`.
 
     Args:
         folder: where the cache goes; must not be one yet.
-        source: random-access examples with `image`, `caption`, `references`, `face_box`.
+        source: random-access examples with `image`, `caption`, `references`, and `face_box`, or
+            `face_boxes` and `owners`.
         encode: pictures in [-1, 1] to scaled latents [b, h, w, c]; always called with
             `batch_size` pictures.
         tokenize: captions to token ids.
@@ -93,7 +106,8 @@ def write_cache(
     if not len(source):
         raise UserError("the dataset holds no examples; there is nothing to cache")
     encoder = _Encoder(encode, batch_size)
-    captions, targets, references, starts, boxes = [], [], [], [0], []
+    captions, targets, references, starts = [], [], [], [0]
+    owners, boxes, box_starts = [], [], [0]
     skipped: list[tuple[int, str]] = []
     for number in range(len(source)):
         example = source[number]
@@ -101,13 +115,13 @@ def write_cache(
             caption = text(example["caption"]).strip()
             if not caption:
                 raise _UnusableError("empty caption")
-            box = np.asarray(example["face_box"], np.float32)
-            if not (box[:2] < box[2:]).all():
-                raise _UnusableError("face's box of no size")
+            faces = _face_boxes(example)
             target = _decoded(example["image"])
-            photos = []
+            photos: list[np.ndarray] = []
+            owner: list[int] = []
             if with_references:
-                photos = _photos(example, target, views, np.random.default_rng([seed, number]))
+                rng = np.random.default_rng([seed, number])
+                photos, owner = _photos(example, target, faces, views, rng)
             targets.append(encoder.add(target))
             references += [encoder.add(photo) for photo in photos]
         except _UnusableError as reason:
@@ -115,7 +129,9 @@ def write_cache(
         else:
             captions.append(caption)
             starts.append(len(references))
-            boxes.append(box)
+            owners += owner
+            boxes += list(faces)
+            box_starts.append(len(boxes))
         if progress is not None:
             progress(number + 1, len(source))
     reasons = collections.Counter(reason for _, reason in skipped)
@@ -135,8 +151,10 @@ def write_cache(
         "target": np.asarray(targets, np.int32),
         "references": np.asarray(references, np.int32),
         "reference_starts": np.asarray(starts, np.int64),
+        "owners": np.asarray(owners, np.int32),
         "tokens": np.concatenate(tokens).astype(np.int32),
         "face_boxes": np.stack(boxes),
+        "face_box_starts": np.asarray(box_starts, np.int64),
     }
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -233,8 +251,9 @@ class CachedLatents:
     """A cache as random-access examples.
 
     `skipped` is how many examples of the dataset could not be used; the folder's `skipped.tsv`
-    lists them. Each example is `latents` [h, w, c] float32, `references` [r, h, w, c] float32 (r
-    may be 0), `tokens` [t], `face_box` [4], and `text_states` [t, d] float16 where there are any.
+    lists them, and `most_people` the most people in one picture. Each example is `latents`
+    [h, w, c] float32, `references` [r, h, w, c] float32 (r may be 0), `owners` [r], `tokens` [t],
+    `face_boxes` [people, 4], and `text_states` [t, d] float16 where there are any.
     """
 
     def __init__(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
@@ -264,6 +283,7 @@ class CachedLatents:
                 )
         self.skipped = len((folder / _SKIPPED).read_text(encoding="utf-8").splitlines())
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        self.most_people = int(np.diff(self._arrays["face_box_starts"]).max())
         states = folder / _TEXT_STATES
         self._text_states = np.load(states, mmap_mode="r") if states.is_file() else None
 
@@ -274,11 +294,13 @@ class CachedLatents:
         index = index.__index__()
         a = self._arrays
         start, stop = a["reference_starts"][index : index + 2]
+        first_face, end_of_faces = a["face_box_starts"][index : index + 2]
         example = {
             "latents": np.asarray(a["latents"][a["target"][index]], np.float32),
             "references": np.asarray(a["latents"][a["references"][start:stop]], np.float32),
+            "owners": np.asarray(a["owners"][start:stop]),
             "tokens": np.asarray(a["tokens"][index]),
-            "face_box": np.asarray(a["face_boxes"][index]),
+            "face_boxes": np.asarray(a["face_boxes"][first_face:end_of_faces]),
         }
         if self._text_states is not None:
             example["text_states"] = np.asarray(self._text_states[index])
@@ -321,19 +343,34 @@ def _decoded(encoded: Any) -> np.ndarray:
         raise _UnusableError("unreadable picture") from None
 
 
+def _face_boxes(example: Any) -> np.ndarray:
+    """The boxes of all faces in the picture, [people, 4]."""
+    several = example["face_boxes"] if "face_boxes" in example else [example["face_box"]]
+    boxes = np.asarray(several, np.float32).reshape(-1, 4)
+    if not len(boxes):
+        raise _UnusableError("no face's box")
+    if not (boxes[:, :2] < boxes[:, 2:]).all():
+        raise _UnusableError("face's box of no size")
+    return boxes
+
+
 def _photos(
-    example: Any, target: np.ndarray, views: int, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """The references, or views of the target's own face."""
-    if len(example["references"]):
-        return [_decoded(photo) for photo in example["references"]]
+    example: Any, target: np.ndarray, faces: np.ndarray, views: int, rng: np.random.Generator
+) -> tuple[list[np.ndarray], list[int]]:
+    """The references, or views of the target's own faces; and whose each is."""
+    if count := len(example["references"]):
+        owners = [int(owner) for owner in example.get("owners", [0] * count)]
+        if len(owners) != count or not all(0 <= owner < len(faces) for owner in owners):
+            raise _UnusableError("a reference of nobody in the picture")
+        return [_decoded(photo) for photo in example["references"]], owners
     if target.shape[0] != target.shape[1]:
         raise _UnusableError("no reference, and the picture is not square")
     try:
-        face = face_square(target, np.asarray(example["face_box"]), target.shape[0])
+        own = [face_square(target, box, target.shape[0]) for box in faces]
     except ValueError:
         raise _UnusableError("no reference and no face") from None
-    return [augment(face, rng) for _ in range(views)]
+    shown = [(augment(face, rng), owner) for owner, face in enumerate(own) for _ in range(views)]
+    return [photo for photo, _ in shown], [owner for _, owner in shown]
 
 
 class _Encoder:

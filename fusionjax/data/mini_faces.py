@@ -8,7 +8,9 @@ to write them nor to read them. From the command line:
 draws 15,000 training pictures in a few minutes. Read it with
 `tfds.builder_from_directory("data/mini_faces").as_data_source("train")`. Splits: `train`,
 `validation` and `test` hold pictures of one person each, and no person is in two of them; `scenes`
-holds pictures of two and three training people, and `train+scenes` reads both.
+holds pictures of two and three training people, and `train+scenes` reads both. `face_boxes` are
+those of all people in the picture, from left to right, and `owners` says for each of the
+`references` whose photo it is.
 """
 
 import contextlib
@@ -36,7 +38,7 @@ class MiniFaces(tfds.core.GeneratorBasedBuilder):
     """Drawn people with captions, reference photos and all attributes."""
 
     name = "mini_faces"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     pkg_dir_path = Path(__file__).parent
 
     def __init__(
@@ -71,8 +73,9 @@ class MiniFaces(tfds.core.GeneratorBasedBuilder):
                     "image": picture,
                     "caption": tfds.features.Text(),
                     "references": tfds.features.Sequence(picture),
+                    "owners": tfds.features.Sequence(np.int32),
                     "identity": tfds.features.Text(),
-                    "face_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+                    "face_boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
                     "attributes": tfds.features.Text(),
                 }
             ),
@@ -114,7 +117,7 @@ def build(
     *,
     people: int = 5000,
     pictures_per_person: int = 3,
-    scenes: int = 3000,
+    scenes: int = 6000,
     identity_share: float = 0.5,
     seed: int = 0,
     processes: int | None = None,

@@ -32,7 +32,7 @@ class Plan:
 
     people: int = 5000
     pictures_per_person: int = 3
-    scenes: int = 3000
+    scenes: int = 6000
     identity_share: float = 0.5
     seed: int = 0
 
@@ -91,8 +91,9 @@ def draw_person(person: Person, index: int, plan: Plan) -> list[Example]:
                 person, circumstance, rng, identity_share=plan.identity_share
             ),
             "references": photos,
+            "owners": [0] * len(photos),
             "identity": person.identity,
-            "face_box": np.array(mini_world.face_box(circumstance), np.float32),
+            "face_boxes": np.array([mini_world.face_box(circumstance)], np.float32),
             "attributes": json.dumps(mini_world.attributes(person, circumstance)),
         }
         examples.append((f"{person.identity}-{number}", example))
@@ -108,14 +109,14 @@ def draw_scene(index: int, plan: Plan) -> list[Example]:
 
     Returns:
         A key and an example: a reference photo for each person from left to right, the identities
-        joined by "+", the first person's face box, and the attributes of all as a list.
+        joined by "+", everybody's face box, and the attributes of all as a list.
     """
     rng = np.random.default_rng([plan.seed, len(SPLITS), index])
     persons = [
         mini_world.random_person(rng, "train") for _ in range(3 if rng.random() < 0.1 else 2)
     ]
     circumstances = [mini_world.random_circumstance(rng) for _ in persons]
-    scene = mini_world.draw_scene(persons, circumstances, rng)
+    scene = mini_world.draw_scene(persons, circumstances, rng, identity_share=plan.identity_share)
     photos = [
         mini_world.png(mini_world.draw(person, mini_world.random_circumstance(rng, style="plain")))
         for person in persons
@@ -127,8 +128,9 @@ def draw_scene(index: int, plan: Plan) -> list[Example]:
         "image": mini_world.png(scene.image),
         "caption": scene.caption,
         "references": photos,
+        "owners": list(range(len(persons))),
         "identity": "+".join(person.identity for person in persons),
-        "face_box": scene.face_boxes[0],
+        "face_boxes": np.asarray(scene.face_boxes, np.float32),
         "attributes": json.dumps(told),
     }
     return [(f"scene-{index}", example)]

@@ -397,6 +397,8 @@ def draw_scene(
     circumstances: Sequence[Circumstance],
     rng: np.random.Generator,
     pixels: int = PICTURE_PIXELS,
+    *,
+    identity_share: float = 0.5,
 ) -> Scene:
     """Draws two or three people next to each other.
 
@@ -405,6 +407,7 @@ def draw_scene(
         circumstances: One for each person; background and style are those of the first.
         rng: The wording of the caption is drawn from it.
         pixels: Height and width of the picture.
+        identity_share: The probability with which some of the people's traits are told.
 
     Returns:
         The scene. A person's mask is what is seen of them: someone in front is cut out of it.
@@ -442,7 +445,7 @@ def draw_scene(
         box = (_HEAD[1] - view[1], _HEAD[0] - view[0], _HEAD[3] - view[1], _HEAD[2] - view[0])
         boxes.append(np.clip(np.array(box) / side, 0, 1))
     image = _apply_style(canvas.convert("RGB"), first.style)
-    caption = scene_caption(persons, together, rng)
+    caption = scene_caption(persons, together, rng, identity_share=identity_share)
     return Scene(
         image, caption, tuple(persons), together, masks, np.stack(boxes).astype(np.float32)
     )

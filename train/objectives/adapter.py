@@ -25,11 +25,11 @@ from fusionjax.schedulers import plan
 from fusionjax.unet import FusionUNet
 from train.abstract_base import abstract_base
 from train.config import AdapterRun
+from train.faces import box_weight, nearest_face
 from train.grids import tile
 from train.latents import cached_latents
 from train.sampling import sample
 from train.step import Batch, Metrics, Params
-from train.weights import box_weight
 
 DTYPES: dict[str, Any] = {
     "float32": jnp.float32,
@@ -74,7 +74,7 @@ class AdapterObjective:
     def source(self, split: str) -> Any:
         """The cached latents of a split; they are computed at first use."""
         data = self.config.data
-        return cached_latents(
+        latents = cached_latents(
             self.base,
             self._mesh,
             data=data.folder,
@@ -84,6 +84,12 @@ class AdapterObjective:
             with_references=True,
             text_states=self.config.text_states,
         )
+        if latents.most_people > self.config.people:
+            raise UserError(
+                f"the split {split!r} has a picture of {latents.most_people} people, and people is "
+                f"{self.config.people}; raise --people, or leave such pictures out"
+            )
+        return latents
 
     @functools.cached_property
     def _made_from(self) -> dict[str, str]:
@@ -92,24 +98,39 @@ class AdapterObjective:
         return made_from(self.base, config.data.folder, text_states=config.text_states)
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draws the references: 1 to `config.references` of the photos, in any order."""
-        photos = example["references"]
+        """Draws the references: up to `config.references` of the photos, first one of each person.
+
+        Args:
+            example: Of the cache.
+            rng: Decides which photos, how many, and in which order.
+
+        Returns:
+            The arrays, see `batch_shapes`.
+        """
+        photos, owners, boxes = (example[name] for name in ("references", "owners", "face_boxes"))
         if not len(photos):
             raise UserError("an example of the cache has no reference; make the cache again")
         most = self.config.references
-        count = int(rng.integers(1, min(most, len(photos)) + 1))
-        chosen = photos[rng.permutation(len(photos))[:count]]
+        shown = min(most, len(np.unique(owners)))
+        count = int(rng.integers(shown, min(most, len(photos)) + 1))
+        order = rng.permutation(len(photos))
+        _, firsts = np.unique(owners[order], return_index=True)
+        order = np.concatenate([order[np.sort(firsts)], np.delete(order, firsts)])[:count]
         references = np.zeros((most, *photos.shape[1:]), np.float32)
-        references[:count] = chosen
-        return {
+        references[:count] = photos[order]
+        size = example["latents"].shape[:2]
+        arrays = {
             "latents": example["latents"],
             "text": example["text_states" if self.config.text_states else "tokens"],
             "references": references,
             "present": (np.arange(most) < count).astype(np.float32),
-            "weight": box_weight(
-                example["face_box"], example["latents"].shape[:2], self.config.face_weight
-            ),
+            "weight": box_weight(boxes, size, self.config.face_weight),
         }
+        if self.config.people > 1:
+            arrays["owner"] = np.zeros(most, np.int32)
+            arrays["owner"][:count] = owners[order]
+            arrays["masks"] = nearest_face(boxes, size, self.config.people)
+        return arrays
 
     def batch_shapes(self) -> dict[str, Any]:
         """What `make` gives, batched."""
@@ -120,10 +141,15 @@ class AdapterObjective:
             "references": (most, *grid, unet.in_channels),
             "present": (most,),
             "weight": grid,
+            "masks": (self.config.people, *grid),
+            "owner": (most,),
+            "text": self._empty.shape[1:],
         }
-        text = jax.ShapeDtypeStruct((count, *self._empty.shape[1:]), self._empty.dtype)
-        return {"text": text} | {
-            name: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
+        if self.config.people == 1:
+            del shapes["masks"], shapes["owner"]
+        dtypes = {"owner": jnp.int32, "text": self._empty.dtype}
+        return {
+            name: jax.ShapeDtypeStruct((count, *shape), dtypes.get(name, jnp.float32))
             for name, shape in shapes.items()
         }
 
@@ -164,6 +190,8 @@ class AdapterObjective:
             t,
             photo_key,
             (height, width),
+            batch.get("masks"),
+            batch.get("owner"),
         )
 
         answer = self.fusion(frozen["unet"], noisy.astype(self._dtype), t, states, faces)
@@ -235,6 +263,8 @@ class AdapterObjective:
         t: jax.Array,
         key: jax.Array,
         size: tuple[int, int],
+        masks: jax.Array | None = None,
+        owner: jax.Array | None = None,
     ) -> Any:
         """The reference pass (frozen, without text) and equation 2."""
         empty = self._text(frozen, self._empty)
@@ -249,7 +279,10 @@ class AdapterObjective:
         hidden = self.fusion.reference_states(
             frozen["unet"], references.astype(self._dtype), empty, times
         )
-        return self.fusion.faces(params, hidden, strength, height=size[0], width=size[1])
+        height, width = size
+        return self.fusion.faces(
+            params, hidden, strength, height=height, width=width, masks=masks, owner=owner
+        )
 
     def _paint_(
         self, params: Params, frozen: Any, photos: jax.Array, real: jax.Array, tokens: jax.Array

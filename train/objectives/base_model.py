@@ -22,11 +22,11 @@ from fusionjax.schedulers import plan
 from fusionjax.unet import FusionUNet
 from train.config import BaseRun
 from train.export import load_vae
+from train.faces import box_weight, features_boxes
 from train.grids import tile
 from train.latents import cached_latents
 from train.sampling import guided, sample
 from train.step import Batch, Metrics, Params
-from train.weights import box_weight, features_box
 
 
 class BaseModelObjective:
@@ -58,13 +58,13 @@ class BaseModelObjective:
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         del rng
-        latents, head = example["latents"], example["face_box"]
+        latents, heads = example["latents"], example["face_boxes"]
         size = latents.shape[:2]
         return {
             "latents": latents,
             "tokens": example["tokens"],
-            "weight": box_weight(head, size, self.config.face_weight)
-            * box_weight(features_box(head), size, self.config.features_weight),
+            "weight": box_weight(heads, size, self.config.face_weight)
+            * box_weight(features_boxes(heads), size, self.config.features_weight),
         }
 
     def batch_shapes(self) -> dict[str, Any]:
