@@ -1,9 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folders that they go to."""
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from fusionjax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -27,6 +30,26 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def make_folder(output: Path) -> None:
+    """Makes the folder for a command's `--output`, before anything expensive starts.
+
+    Args:
+        output: the folder; may exist already.
+
+    Raises:
+        UserError: if it cannot be made, or nothing can be written there.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output is {str(output)!r}, where nothing can be written ({error.strerror}); "
+            "name another folder"
+        ) from None
 
 
 def write_whole(path: Path, text: str) -> None:

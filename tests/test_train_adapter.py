@@ -6,6 +6,8 @@ import json
 import math
 import resource
 import shutil
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ from train.config import (
     OptimizerConfig,
     ValidationConfig,
 )
-from train.loop import run
+from train.loop import _Clock, run
 from train.main import main
 from train.objectives.adapter import AdapterObjective, _by_time
 from train.step import init_state, make_optimizer, make_step, shard_step
@@ -78,6 +80,25 @@ def batch(config, objective):
     return {name: np.stack([x[name] for x in examples]) for name in examples[0]}
 
 
+@pytest.fixture(scope="module")
+def together(config):
+    """A run on pictures of one and of several people: its configuration, objective and a batch."""
+    config = dataclasses.replace(
+        config,
+        references=2,
+        people=3,
+        face_weight=3.0,
+        min_snr_gamma=5.0,
+        faces_dropout=0,
+        both_dropout=0,
+        data=dataclasses.replace(config.data, train_split="train+scenes"),
+    )
+    objective = AdapterObjective(config, make_mesh(devices=jax.devices()[:1]))
+    source = objective.source(config.data.train_split)
+    examples = [objective.make(source[i], np.random.default_rng(i)) for i in range(12, 20)]
+    return config, objective, {n: np.stack([x[n] for x in examples]) for n in examples[0]}
+
+
 def trained(objective, config, batch, steps):
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = jax.jit(make_step(objective.loss, optimizer, config.optimizer, config.precision))
@@ -94,28 +115,34 @@ def trained(objective, config, batch, steps):
 def test_it_overfits_eight_pictures(objective, config, batch):
     loss = jax.jit(objective.loss)
 
-    def fixed(params):
+    def fixed(params, batch):
         keys = range(100, 108)
         return np.mean(
             [float(loss(params, objective.frozen, batch, jax.random.key(k))[0]) for k in keys]
         )
 
-    before = fixed(objective.init(jax.random.key(0), objective.frozen))
+    hidden = batch | {"present": np.zeros_like(batch["present"])}
+    fresh = objective.init(jax.random.key(0), objective.frozen)
     state, _ = trained(objective, config, batch, 80)
-    after = fixed(state.params)
+    before, after = fixed(fresh, batch), fixed(state.params, batch)
     assert after < 0.8 * before, (before, after)
+    assert fixed(state.params, hidden) == fixed(fresh, hidden)  # it was learnt through the photos
 
 
-def test_frozen_weights_stay_what_they_were(config, shelf):
-    """Bit by bit, after a whole run."""
-    before = jax.tree.map(np.array, tiny_base().params)
-    objective = AdapterObjective(config, make_mesh(devices=jax.devices()[:1]))
-    source = objective.source(config.data.train_split)
-    examples = [objective.make(source[i], np.random.default_rng(i)) for i in range(8)]
-    batch = {name: np.stack([x[name] for x in examples]) for name in examples[0]}
-    trained(objective, config, batch, 3)
-    for part, weights in objective.frozen.items():
+def test_frozen_weights_stay_what_they_were(objective, config, batch):
+    """Bit by bit, those that the run's own step was given on the devices."""
+    step, state, (frozen, *rest) = compiled_step(objective, config, batch, 2, 2)
+    for _ in range(3):
+        state, _ = step(state, frozen, *rest)
+    before = tiny_base().params
+    assert set(frozen) == {"unet", "text_encoder"}
+    for part, weights in frozen.items():
         jax.tree.map(np.testing.assert_array_equal, weights, before[part])
+
+
+def test_weights_that_the_step_does_not_read_stay_off_the_devices(objective):
+    """Autoencoder and all, so that a device holds what the mesh gives it and no second copy."""
+    assert {type(x) for x in jax.tree.leaves(objective.base.params)} == {np.ndarray}
 
 
 def test_steps_that_are_not_finite_stop_the_run(config, shelf, tmp_path):
@@ -180,8 +207,9 @@ def compiled_step(objective, config, batch, devices, fsdp):
     return shard_step(step, mesh, frozen).lower(state, *rest).compile(), state, rest
 
 
-def test_devices_change_no_loss_and_exchange_gradients_alone(objective, config, batch):
+def test_devices_change_no_loss_and_exchange_gradients_alone(together):
     """On one device, on two with the data split, on four with the frozen weights split too."""
+    config, objective, batch = together
     curves, said = [], []
     for devices, fsdp in ((1, 1), (2, 1), (4, 2)):
         step, state, rest = compiled_step(objective, config, batch, devices, fsdp)
@@ -262,6 +290,17 @@ def test_a_run_from_start_to_end(finished):
     layer = next(iter(adapter.params))
     assert not np.array_equal(earlier.params[layer]["kf"], adapter.params[layer]["kf"])
     assert load_adapter_file(folder / "adapter.safetensors").params.keys() == adapter.params.keys()
+
+
+@pytest.mark.parametrize(("done", "share"), [(True, 1), (False, 0)])
+def test_only_a_wait_that_the_device_saw_the_end_of_counts(done, share):
+    clock = _Clock()
+    clock.restart()
+    with clock.waiting([types.SimpleNamespace(is_ready=lambda: done)]):
+        time.sleep(0.1)
+    told = clock.read(batch_size=8)
+    assert told["input_wait_share"] == pytest.approx(share, abs=0.1)
+    assert told["images_s"] == pytest.approx(8 / told["step_s"])
 
 
 def test_stopped_and_continued_is_the_same_run(config, shelf):
@@ -353,7 +392,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert typed(config, tmp_path, output=str(tmp_path / "file" / "run")) == 2
     assert capsys.readouterr().err.startswith(
-        f"error: the run's folder '{tmp_path}/file/run' cannot be made (Not a directory); name"
+        f"error: output is '{tmp_path}/file/run', where nothing can be written (Not a directory); n"
     )
 
 
@@ -446,21 +485,17 @@ def test_a_cache_of_something_else_is_refused(config, objective):
         CachedLatents(folder, made_from(replaced, config.data.folder))
 
 
-def test_people_in_one_picture_see_their_own_photos(config):
+def test_people_in_one_picture_see_their_own_photos(together):
     """Which photo comes first does not matter, and whose it is does."""
-    config = dataclasses.replace(config, references=2, people=3, faces_dropout=0, both_dropout=0)
-    objective = AdapterObjective(config, make_mesh(devices=jax.devices()[:1]))
-    source = objective.source("train+scenes")
-    examples = [objective.make(source[i], np.random.default_rng(i)) for i in (0, 16, 17, 18, 19)]
-    batch = {name: np.stack([x[name] for x in examples]) for name in examples[0]}
+    _, objective, batch = together
     assert {k: v.shape[1:] for k, v in objective.batch_shapes().items()} == {
         name: value.shape[1:] for name, value in batch.items()
     }
-    assert not batch["masks"][0].any()
-    np.testing.assert_array_equal(batch["masks"][1:].sum(1), 1)
-    assert batch["present"][1:].all()
-    assert (batch["owner"][1:, 0] != batch["owner"][1:, 1]).all()
-    scenes = {name: value[1:] for name, value in batch.items()}
+    assert not batch["masks"][:4].any()
+    scenes = {name: value[4:] for name, value in batch.items()}
+    np.testing.assert_array_equal(scenes["masks"].sum(1), 1)
+    assert scenes["present"].all()
+    assert (scenes["owner"][:, 0] != scenes["owner"][:, 1]).all()
     params = objective.init(jax.random.key(0), objective.frozen)
     loss = jax.jit(lambda batch: objective.loss(params, objective.frozen, batch, jax.random.key(0)))
 
@@ -471,8 +506,36 @@ def test_people_in_one_picture_see_their_own_photos(config):
     assert abs(turned("owner") - turned()) > 1e-3 * turned()
 
 
-def test_a_picture_of_more_people_than_said_is_refused(objective):
-    with pytest.raises(UserError, match=r"has a picture of \d people, and people is 1; raise"):
+def test_everybody_is_shown_before_anybody_is_shown_twice(together):
+    """Of photos 0 to 4 of three people, as many as fit."""
+    config, objective, _ = together
+    example = {
+        "latents": np.zeros((8, 8, 4), np.float32),
+        "tokens": np.zeros(77, np.int32),
+        "references": np.arange(5, dtype=np.float32)[:, None, None, None] * np.ones((8, 8, 4)),
+        "owners": np.array([0, 0, 0, 1, 2]),
+        "face_boxes": np.array([[0, 0, 1, 0.3], [0, 0.3, 1, 0.6], [0, 0.6, 1, 1]]),
+    }
+    counts = set()
+    try:
+        for most in (2, 4):
+            objective.config = dataclasses.replace(config, references=most)
+            for seed in range(20):
+                made = objective.make(example, np.random.default_rng(seed))
+                count = int(made["present"].sum())
+                shown = made["references"][:count, 0, 0, 0].astype(int)
+                owner = made["owner"][:count]
+                np.testing.assert_array_equal(owner, example["owners"][shown])
+                assert len(set(shown)) == count
+                assert len(set(owner[:3])) == min(most, 3)
+                counts.add((most, count))
+    finally:
+        objective.config = config
+    assert counts == {(2, 2), (4, 3), (4, 4)}
+
+
+def test_a_picture_of_more_people_than_said_is_refused(objective, together):
+    with pytest.raises(UserError, match=r"shows \d people, and people is 1; raise --people"):
         objective.source("train+scenes")
 
 

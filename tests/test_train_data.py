@@ -110,15 +110,46 @@ def test_a_picture_of_several_people_keeps_whose_photos_are_whose(tmp_path):
         assert cached[index]["references"].shape[0] == len(owners)
         assert cached[index]["face_boxes"].shape == (people, 4)
     np.testing.assert_array_equal(cached[1]["face_boxes"], scene(1)["face_boxes"])
+    assert len(write(tmp_path / "two", [scene(1)], most_people=2)) == 0
+    with pytest.raises(UserError, match=r"shows 2 people, and people is 1; raise --people, or"):
+        write(tmp_path / "one", [example(0), scene(1)], most_people=1)
+
+
+def test_bad_faces_are_told(tmp_path):
+    """Those of one example are skipped, and those of a whole dataset end it."""
+    pixels = np.array([3.0, 3.0, 12.0, 12.0], np.float32)
     bad = [
         scene(4, owners=np.array([0, 1, 2])),
         scene(5, owners=np.array([0, 1])),
         scene(6, face_boxes=np.zeros((0, 4), np.float32)),
+        example(7, face_box=pixels),
+        example(8, face_box=np.array([0.2, np.nan, 0.8, 0.8], np.float32)),
+        example(9, face_box=np.array([0.2, 0.2, np.inf, 0.8], np.float32)),
     ]
-    assert write(tmp_path / "bad", [*bad, scene(7)], most_skipped=0.8) == {
-        "a reference of nobody in the picture": 2,
+    assert write(tmp_path / "bad", [*bad, scene(7)], most_skipped=0.9) == {
+        "a reference of nobody in the picture": 1,
+        "not an owner for each reference": 1,
         "no face's box": 1,
+        "face's box not in fractions of the picture": 2,
+        "face's box of no size": 1,
     }
+    over = np.array([-0.1, 0.2, 0.8, 1.1], np.float32)
+    write(tmp_path / "over", [example(10, face_box=over)])
+    np.testing.assert_array_equal(
+        cache.CachedLatents(tmp_path / "over")[0]["face_boxes"], np.clip(over, 0, 1)[None]
+    )
+    nowhere, ownerless = example(11), scene(12)
+    del nowhere["face_box"], ownerless["owners"]
+    for broken, message in (
+        (nowhere, "has neither face_box nor face_boxes"),
+        (example(13, face_box=np.zeros(5)), r"face_box has shape \[5\]; it must be \[4\]"),
+        (scene(14, face_boxes=np.zeros((4, 2))), r"face_boxes has shape .* must be \[people, 4\]"),
+        (ownerless, "has several face_boxes and no owners"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write(tmp_path / "broken", [example(0), broken])
+    with pytest.raises(UserError, match="2 of 2 examples cannot be used"):
+        write(tmp_path / "none", bad[:2], most_skipped=1)
 
 
 def test_bad_examples_are_skipped_counted_and_listed(tmp_path):

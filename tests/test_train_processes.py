@@ -85,7 +85,7 @@ def shelf(tmp_path_factory):
     """A folder with a tiny base model and a tiny dataset."""
     folder = tmp_path_factory.mktemp("processes")
     tiny_base().save_pretrained(folder / "base", dtype=np.float32)
-    mini_faces.build(folder / "faces", people=8, pictures_per_person=2, scenes=0, processes=1)
+    mini_faces.build(folder / "faces", people=8, pictures_per_person=2, scenes=4, processes=1)
     return folder
 
 

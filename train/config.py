@@ -36,7 +36,9 @@ class DataConfig:
     build_people: int = 0
     """Draw the mini world with so many training people into the folder if there is none yet."""
     build_scenes: int = 0
-    """Draw so many pictures of two and three people too, into a split `scenes`."""
+    """With `build_people`: so many pictures of two and three people too, in a split `scenes`."""
+    most_skipped: float = 0.05
+    """Largest share of a split that may be unusable (unreadable picture, no caption, no face)."""
     threads: int = 2
     """Threads that read and decode ahead of the device; the order never depends on them."""
     buffered_batches: int = 4
@@ -44,6 +46,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least(1, data__threads=self.threads, data__buffered_batches=self.buffered_batches)
+        at_least(0, data__build_people=self.build_people, data__build_scenes=self.build_scenes)
+        if not 0 <= self.most_skipped <= 1:
+            raise UserError(f"data.most_skipped is {self.most_skipped}; it must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +304,7 @@ class BaseRun(RunConfig):
     caption_dropout: float = 0.1
     """Share of pictures trained with an empty caption, for classifier-free guidance."""
     face_weight: float = 1.0
-    """Weight of the loss inside the head's box, hair included; outside it is 1."""
+    """Weight of the loss inside each head's box, hair included; outside it is 1."""
     features_weight: float = 1.0
     """A further factor of that weight where the eyes and the mouth are."""
     words_weight: float = 0.0
@@ -356,7 +361,7 @@ class AdapterRun(RunConfig):
     both_dropout: float = 0.1
     """Share of examples without either."""
     face_weight: float = 1.0
-    """Weight of the loss inside the face's box; outside it is 1."""
+    """Weight of the loss inside each face's box; outside it is 1."""
     min_snr_gamma: float | None = None
     """Ceiling of the signal-to-noise ratio in the loss weight (5 in the paper); None: no weight."""
     attention: Implementation | None = None

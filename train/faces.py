@@ -1,7 +1,7 @@
 """What a picture's face boxes say for training: where the loss counts more, who sees which photo.
 
-A face box is ymin, xmin, ymax, xmax as fractions of the picture. Legend: p people, h w rows and
-columns of the latents.
+A face box is ymin, xmin, ymax, xmax as fractions of the picture, in [0, 1].
+Legend: p people, h w rows and columns of the latents.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def box_weight(
         *np.ceil(boxes[:, 2:] * size - 1e-6).astype(int).T,
         strict=True,
     ):
-        weight[max(top, 0) : bottom, max(left, 0) : right] = inside
+        weight[top:bottom, left:right] = inside
     return weight
 
 

@@ -3,26 +3,10 @@
 import contextlib
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 
 from fusionjax.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a run's folder.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the run's folder {str(folder)!r} cannot be made ({error.strerror}); "
-            "name another --output"
-        ) from None
 
 
 @contextlib.contextmanager

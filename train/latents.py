@@ -25,6 +25,8 @@ def cached_latents(
     made_from: dict[str, str],
     with_references: bool,
     text_states: bool = False,
+    most_skipped: float,
+    most_people: int | None = None,
 ) -> cache.CachedLatents:
     """Opens the cache of a split, and makes it first if there is none.
 
@@ -37,6 +39,8 @@ def cached_latents(
         made_from: as `cache.made_from` tells it.
         with_references: whether the references are needed too.
         text_states: whether the captions' text states are needed too.
+        most_skipped: the largest share of examples that may be skipped.
+        most_people: the most people that a picture may show; None is any number.
 
     Returns:
         The examples.
@@ -67,6 +71,8 @@ def cached_latents(
                 else None,
                 batch_size=-(-BATCH // len(devices)) * len(devices),
                 with_references=with_references,
+                most_skipped=most_skipped,
+                most_people=most_people,
                 progress=progress,
             )
 

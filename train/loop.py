@@ -14,9 +14,9 @@ from tqdm import tqdm
 from fusionjax.checkpoint import Checkpoints, latest_run_step
 from fusionjax.data.pipeline import Batches
 from fusionjax.errors import UserError
+from fusionjax.files import make_folder
 from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
 from train.config import RunConfig
-from train.files import make_folder
 from train.objectives import Objective, make_objective
 from train.processes import agreed, by_the_first, stop_signal
 from train.step import init_state, make_optimizer, make_step, shard_step

@@ -17,11 +17,14 @@ encoder there either. A cache is a folder:
 """
 
 import collections
+import concurrent.futures
+import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ VERSION = 2
 _WHAT = "cache.json"
 _SKIPPED = "skipped.tsv"
 _TEXT_STATES = "text_states.npy"
+_MOST_OVERHANG = 0.5  # of the picture's side, that a face's box may reach over its edge
 _ARRAYS = (
     "latents",
     "target",
@@ -68,6 +72,7 @@ def write_cache(
     views: int = 4,
     seed: int = 0,
     most_skipped: float = 0.05,
+    most_people: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> collections.Counter[str]:
     """Encodes every distinct picture of a dataset.
@@ -92,13 +97,15 @@ def write_cache(
         views: augmented views of a face that has no other picture.
         seed: of the augmentation.
         most_skipped: the largest share of examples that may be skipped.
+        most_people: the most people that a picture may show; None is any number.
         progress: called with the examples done and their number.
 
     Returns:
         How many examples were skipped, by reason.
 
     Raises:
-        UserError: if the folder is in use, pictures differ in size, or too much was skipped.
+        UserError: if the folder is in use, pictures differ in size, show too many people, or too
+            much was skipped.
     """
     folder = Path(folder)
     if folder.exists():
@@ -109,41 +116,37 @@ def write_cache(
     captions, targets, references, starts = [], [], [], [0]
     owners, boxes, box_starts = [], [], [0]
     skipped: list[tuple[int, str]] = []
-    for number in range(len(source)):
-        example = source[number]
-        try:
-            caption = text(example["caption"]).strip()
-            if not caption:
-                raise _UnusableError("empty caption")
-            faces = _face_boxes(example)
-            target = _decoded(example["image"])
-            photos: list[np.ndarray] = []
-            owner: list[int] = []
-            if with_references:
-                rng = np.random.default_rng([seed, number])
-                photos, owner = _photos(example, target, faces, views, rng)
-            targets.append(encoder.add(target))
-            references += [encoder.add(photo) for photo in photos]
-        except _UnusableError as reason:
-            skipped.append((number, str(reason)))
+
+    def read(number: int) -> _Read | str:
+        rng = np.random.default_rng([seed, number])
+        return _read(source[number], rng, views=views if with_references else 0)
+
+    for number, found in enumerate(_in_threads(read, len(source))):
+        if isinstance(found, str):
+            skipped.append((number, found))
         else:
-            captions.append(caption)
+            if most_people is not None:
+                _check_people(len(found.face_boxes), most_people)
+            captions.append(found.caption)
+            targets.append(encoder.add(found.target))
+            references += [encoder.add(photo) for photo in found.photos]
             starts.append(len(references))
-            owners += owner
-            boxes += list(faces)
+            owners += found.owners
+            boxes += list(found.face_boxes)
             box_starts.append(len(boxes))
         if progress is not None:
             progress(number + 1, len(source))
     reasons = collections.Counter(reason for _, reason in skipped)
     lines = "".join(f"{number}\t{reason}\n" for number, reason in skipped)
-    if len(skipped) > most_skipped * len(source):
+    if len(skipped) > most_skipped * len(source) or not targets:
         listed = folder.with_name(f"{folder.name}.skipped.tsv")
         write_whole(listed, lines)
         told = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
         raise UserError(
             f"{len(skipped)} of {len(source)} examples cannot be used ({told}), more than the "
             f"share of {most_skipped} that may be skipped; they are listed in {str(listed)!r}. "
-            "Mend them, or allow more: python -m fusionjax cache --most-skipped SHARE"
+            "Mend them, or allow more (--data.most-skipped of a run, --most-skipped of "
+            "`python -m fusionjax cache`)"
         )
     tokens = [tokenize(captions[i : i + 1024]) for i in range(0, len(captions), 1024)]
     arrays = {
@@ -231,13 +234,16 @@ def cached_latents(
         The cache.
 
     Raises:
-        UserError: as `write_cache`, and if there is a cache made from something else.
+        UserError: as `write_cache`, and if the cache was made from something else.
     """
     place = folder_of_split(folder, split)
     about = {"split": split, "references": options.get("with_references", True), **about}
     if not place.exists():
         write_cache(place, records(), encode, tokenize, about=about, **options)
-    return CachedLatents(place, about)
+    latents = CachedLatents(place, about)
+    if (most := options.get("most_people")) is not None:
+        _check_people(latents.most_people, most)
+    return latents
 
 
 def folder_of_split(folder: str | Path, split: str) -> Path:
@@ -332,8 +338,58 @@ def _filled(batch: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
+def _check_people(found: int, most: int) -> None:
+    if found > most:
+        raise UserError(
+            f"a picture shows {found} people, and people is {most}; raise --people, or name a "
+            "split without such pictures (--data.train-split, --data.validation-split)"
+        )
+
+
+def _in_threads(read: Callable[[int], Any], count: int) -> Iterator[Any]:
+    """Results in order; a few pictures are decoded ahead, on all cores."""
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        for number in range(count):
+            ahead.append(pool.submit(read, number))
+            if len(ahead) > 8 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
 class _UnusableError(Exception):
     """The reason why an example is skipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """An example with its pictures decoded; `owners` has an entry for each of `photos`."""
+
+    caption: str
+    target: np.ndarray
+    photos: list[np.ndarray]
+    owners: list[int]
+    face_boxes: np.ndarray
+
+
+def _read(example: Any, rng: np.random.Generator, *, views: int) -> _Read | str:
+    """Reads an example, without references if there are to be no views.
+
+    Returns:
+        It, or the reason why it cannot be used.
+    """
+    try:
+        caption = text(example["caption"]).strip()
+        if not caption:
+            return "empty caption"
+        faces = _face_boxes(example)
+        target = _decoded(example["image"])
+        photos, owners = _photos(example, target, faces, views, rng) if views else ([], [])
+    except _UnusableError as reason:
+        return str(reason)
+    return _Read(caption, target, photos, owners, faces)
 
 
 def _decoded(encoded: Any) -> np.ndarray:
@@ -344,14 +400,23 @@ def _decoded(encoded: Any) -> np.ndarray:
 
 
 def _face_boxes(example: Any) -> np.ndarray:
-    """The boxes of all faces in the picture, [people, 4]."""
-    several = example["face_boxes"] if "face_boxes" in example else [example["face_box"]]
-    boxes = np.asarray(several, np.float32).reshape(-1, 4)
+    """The boxes of all faces in the picture, [people, 4], cut at the picture's edge."""
+    name = "face_boxes" if "face_boxes" in example else "face_box"
+    if name not in example:
+        raise UserError("the dataset has neither face_box nor face_boxes; build it with one")
+    boxes = np.asarray(example[name], np.float32)
+    if boxes.ndim != 1 + (name == "face_boxes") or boxes.shape[-1] != 4:
+        needed = "[people, 4]" if name == "face_boxes" else "[4]"
+        raise UserError(f"the dataset's {name} has shape {list(boxes.shape)}; it must be {needed}")
+    boxes = boxes.reshape(-1, 4)
+    inside = np.clip(boxes, 0, 1)
     if not len(boxes):
         raise _UnusableError("no face's box")
     if not (boxes[:, :2] < boxes[:, 2:]).all():
         raise _UnusableError("face's box of no size")
-    return boxes
+    if (np.abs(boxes - inside) > _MOST_OVERHANG).any() or (inside[:, :2] >= inside[:, 2:]).any():
+        raise _UnusableError("face's box not in fractions of the picture")
+    return inside
 
 
 def _photos(
@@ -359,8 +424,15 @@ def _photos(
 ) -> tuple[list[np.ndarray], list[int]]:
     """The references, or views of the target's own faces; and whose each is."""
     if count := len(example["references"]):
+        if len(faces) > 1 and "owners" not in example:
+            raise UserError(
+                "the dataset has several face_boxes and no owners; say whose photo each of the "
+                "references is"
+            )
         owners = [int(owner) for owner in example.get("owners", [0] * count)]
-        if len(owners) != count or not all(0 <= owner < len(faces) for owner in owners):
+        if len(owners) != count:
+            raise _UnusableError("not an owner for each reference")
+        if not all(0 <= owner < len(faces) for owner in owners):
             raise _UnusableError("a reference of nobody in the picture")
         return [_decoded(photo) for photo in example["references"]], owners
     if target.shape[0] != target.shape[1]:

@@ -38,7 +38,11 @@ Example = dict[str, Any]
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The record's fields; every dataset that is trained on has them."""
+    """The record's fields, as every dataset that is trained on has them.
+
+    One with pictures of several people has `face_boxes` [people, 4] in place of `face_box`, and
+    `owners`, the number of the person whom each of the references shows.
+    """
     picture = tfds.features.Image(encoding_format="jpeg")
     return tfds.features.FeaturesDict(
         {

@@ -80,9 +80,10 @@ def _run(suite, args: argparse.Namespace) -> None:  # type: ignore[no-untyped-de
     from tqdm import tqdm
 
     from fusionjax.evaluation import evaluate, report
+    from fusionjax.files import make_folder
 
     folder = Path(args.output)
-    report.make_folder(folder)
+    make_folder(folder)
     with tqdm(unit=" pictures") as bar:
 
         def progress(stage: str, done: int, of: int) -> None:

@@ -108,6 +108,7 @@ def run(
         faces = suites.encode_people(pipe, cases, list(cases.photos), 1, progress)
         painted[report.OURS] = suites.paint_cases(pipe, cases, suite, faces, progress)
         if cases.pairs:
+            pairs[report.DRAWN] = [pair.truth for pair in cases.pairs]
             for name, masks in ((report.WITH_MASKS, True), (report.WITHOUT_MASKS, False)):
                 pairs[name] = suites.paint_pairs(
                     pipe, cases, suite, faces, masks=masks, progress=progress

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fusionjax.errors import UserError
 from fusionjax.evaluation import metrics
 from fusionjax.evaluation.suite import (
-    PAIR_FACE_STEPS,
     PROMPTED,
     Assignment,
     Cases,
@@ -30,6 +27,7 @@ TEXT_ONLY = "text only"
 OURS = "fusion, 1 photo"
 OURS_MORE = "fusion, {} photos"
 DECOUPLED = "decoupled, 1 photo"
+DRAWN = "drawn (floor)"
 WITH_MASKS = "with masks"
 WITHOUT_MASKS = "without masks"
 
@@ -52,7 +50,7 @@ class Results:
         fusion: The adapter, or None.
         decoupled: The adapter that it is compared with, or None.
         ways: By the name of the way of painting.
-        pairs: Two people, by "with masks" and "without masks".
+        pairs: Two people, by the name of the way.
         autoencoder_psnr: Of the drawn test pictures, in decibels.
         recogniser: What was measured when the recogniser was trained.
     """
@@ -162,12 +160,7 @@ def table(results: Results) -> str:
             right = _interval(metrics.Interval(*(100 * x for x in pair.interval)), 0, " %")
             lines.append(f"| {name} | {right} | {pair.distance:.3f} | {pair.to_other:.3f} |")
         points = _interval(metrics.Interval(*(100 * x for x in gain)), 0)
-        begin = f"{100 * PAIR_FACE_STEPS[0]:.0f} %"
-        lines += [
-            "",
-            f"Masks assign {points} percentage points more of the faces right. With two people the "
-            f"faces act after the first {begin} of the steps.",
-        ]
+        lines += ["", f"Masks assign {points} percentage points more of the faces right."]
     lines += ["", f"Autoencoder: {results.autoencoder_psnr:.1f} dB PSNR on the drawn pictures."]
     if "verification_accuracy" in results.recogniser:
         verified = 100 * results.recogniser["verification_accuracy"]
@@ -182,7 +175,7 @@ def table(results: Results) -> str:
 def _head(columns: Sequence[str]) -> list[str]:
     """The first two lines of a table in Markdown."""
     names = " | ".join(name.replace("_", " ") for name in columns)
-    return [f"| {names} |".replace("|  |", "| |"), "| --- " * len(columns) + "|"]
+    return [f"| {names} |", "| --- " * len(columns) + "|"]
 
 
 def _alike(measured: Mapping[str, Any]) -> str:
@@ -275,30 +268,13 @@ def pair_sheet(
     return canvas
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the folder for `write`, before anything is painted.
-
-    Raises:
-        UserError: If it cannot be made, or nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output is {str(folder)!r}, where nothing can be written ({error.strerror}); "
-            "name another folder"
-        ) from None
-
-
 def write(results: Results, sheets: Mapping[str, Image.Image], folder: Path) -> None:
     """Writes `table.md`, `results.json` and the sheets.
 
     Args:
         results: What was measured.
         sheets: Pictures by file name.
-        folder: Where, as from `make_folder`.
+        folder: Where; must exist.
     """
     (folder / "table.md").write_text(table(results), encoding="utf-8")
     numbers = json.dumps(results.as_json(), indent=2, ensure_ascii=False)

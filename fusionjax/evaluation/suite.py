@@ -30,12 +30,6 @@ PROMPTED = ("expression", "clothes", "clothes_color", "background")
 Pixels = UInt8[np.ndarray, "h w 3"]
 Progress = Callable[[str, int, int], None]
 
-
-# An adapter that saw pictures of one person only draws one: in pictures of two the faces come after
-# the first fifth of the steps, in which the text decides where people stand. Chosen on the
-# validation split.
-PAIR_FACE_STEPS = (0.2, 1.0)
-
 _LEAST = {"people": 2, "prompts": 1, "pairs": 0, "photos": 1, "batch_size": 1, "seed": 0}
 _SPLITS = ("validation", "test")
 
@@ -107,10 +101,18 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture of two people to paint; places go from left to right."""
+    """A picture of two people to paint; places go from left to right.
+
+    Attributes:
+        people: Who.
+        prompt: Says what each does and wears, and not who they are.
+        truth: The drawing of exactly that.
+        seed: Of the noise.
+    """
 
     people: tuple[Person, Person]
     prompt: str
+    truth: Pixels
     seed: int
 
 
@@ -176,7 +178,7 @@ def make_cases(suite: Suite, pixels: int) -> Cases:
             )
         cases.append(own)
     pairs = [
-        _pair((everybody[2 * index], everybody[2 * index + 1]), index, suite)
+        _pair((everybody[2 * index], everybody[2 * index + 1]), index, suite, pixels)
         for index in range(suite.pairs)
     ]
     return Cases(people, photos, cases, pairs)
@@ -187,12 +189,11 @@ def _photos(person: Person, pixels: int, count: int, rng: np.random.Generator) -
     return [mini_world.draw(person, circumstance, pixels) for circumstance in circumstances]
 
 
-def _pair(pair: tuple[Person, Person], index: int, suite: Suite) -> Pair:
-    """The prompt says what each does and wears, not who they are."""
+def _pair(pair: tuple[Person, Person], index: int, suite: Suite, pixels: int) -> Pair:
     rng = np.random.default_rng([suite.seed, 2, index])
     circumstances = [mini_world.random_circumstance(rng, style="plain") for _ in range(2)]
-    prompt = mini_world.scene_caption(pair, circumstances, rng, identity_share=0)
-    return Pair(pair, prompt, suite.seed + 500_000 + index)
+    scene = mini_world.draw_scene(pair, circumstances, rng, pixels, identity_share=0)
+    return Pair(pair, scene.caption, scene.image, suite.seed + 500_000 + index)
 
 
 Faces = Mapping[Person, Identity]
@@ -285,7 +286,6 @@ def paint_pairs(
             prompt=pair.prompt,
             identities=tuple(faces[person] for person in pair.people),
             face_strength=suite.face_strength,
-            face_steps=PAIR_FACE_STEPS,
             masks=regions if masks else None,
             seed=pair.seed,
             guidance_scale=suite.guidance_scale,

@@ -5,6 +5,7 @@ noised, photos of the same person go through the frozen UNet, and the answer is 
 base's own target.
 """
 
+import dataclasses
 import functools
 import shlex
 from pathlib import Path
@@ -56,7 +57,7 @@ class AdapterObjective:
         self.base = (
             abstract_base(source, self._dtype)
             if abstract
-            else BaseModel.from_pretrained(source, dtype=self._dtype)
+            else _on_host(BaseModel.from_pretrained(source, dtype=self._dtype))
         )
         self.fusion = FusionUNet(
             self.base.unet,
@@ -74,7 +75,7 @@ class AdapterObjective:
     def source(self, split: str) -> Any:
         """The cached latents of a split; they are computed at first use."""
         data = self.config.data
-        latents = cached_latents(
+        return cached_latents(
             self.base,
             self._mesh,
             data=data.folder,
@@ -83,13 +84,9 @@ class AdapterObjective:
             made_from=self._made_from,
             with_references=True,
             text_states=self.config.text_states,
+            most_skipped=data.most_skipped,
+            most_people=self.config.people,
         )
-        if latents.most_people > self.config.people:
-            raise UserError(
-                f"the split {split!r} has a picture of {latents.most_people} people, and people is "
-                f"{self.config.people}; raise --people, or leave such pictures out"
-            )
-        return latents
 
     @functools.cached_property
     def _made_from(self) -> dict[str, str]:
@@ -202,14 +199,14 @@ class AdapterObjective:
         return loss, {"mse": error.mean(), **_by_time(error.mean((1, 2)), t, schedule)}
 
     def grid(self, params: Params) -> np.ndarray:
-        """Rows of: photo, the true picture, with adapter, without; the same noise for both."""
+        """Rows of: a photo, the true picture, with adapter, without; the same noise for both."""
         source = self.source(self.config.data.validation_split)
         count = min(6 * self.config.validation.grid_rows, len(source))
         chosen = [source[i * (len(source) // count)] for i in range(count)]
-        photos = np.stack([example["references"][0] for example in chosen])
+        made = [self.make(example, np.random.default_rng(0)) for example in chosen]
+        batch = {name: np.stack([each[name] for each in made]) for name in made[0]}
         tokens = np.stack([example["tokens"] for example in chosen])
-        real = np.stack([example["latents"] for example in chosen])
-        shown = self._paint(params, self.base.params, photos, real, tokens)
+        shown = self._paint(params, self.base.params, batch, tokens)
         return tile([np.asarray(x) for x in shown], columns=min(count, 12))
 
     def describe(self) -> dict[str, Any]:
@@ -285,16 +282,22 @@ class AdapterObjective:
         )
 
     def _paint_(
-        self, params: Params, frozen: Any, photos: jax.Array, real: jax.Array, tokens: jax.Array
+        self, params: Params, frozen: Any, batch: Batch, tokens: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Photos, true pictures, painted with and without the adapter, [n, H, W, 3] each."""
-        count, height, width, _ = photos.shape
-        noise = jax.random.normal(jax.random.key(0), photos.shape)
+        """First photos, true pictures, painted with and without the adapter, [n, H, W, 3] each."""
+        real = batch["latents"]
+        count, height, width, _ = real.shape
+        noise = jax.random.normal(jax.random.key(0), real.shape)
+        shown = {
+            name: jnp.concatenate([batch[name]] * 2)
+            for name in ("references", "present", "masks", "owner")
+            if name in batch
+        }
         empty = self._text(frozen, self._empty)
         text = jnp.concatenate(
             [jnp.repeat(empty, count, axis=0), jnp.asarray(self.base.encode_text(frozen, tokens))]
         )
-        with_faces = jnp.repeat(jnp.array([0.0, 1.0]), count)[:, None]
+        present = shown["present"].at[:count].set(0)
         scale = self.config.guidance_scale
 
         def painted(strength: float) -> jax.Array:
@@ -302,11 +305,13 @@ class AdapterObjective:
                 faces = self._faces(
                     params,
                     frozen,
-                    jnp.tile(photos, (2, 1, 1, 1))[:, None],
-                    strength * with_faces,
+                    shown["references"],
+                    strength * present,
                     jnp.tile(t, 2).astype(jnp.int32),
                     jax.random.key(1),
                     (height, width),
+                    shown.get("masks"),
+                    shown.get("owner"),
                 )
                 answer = self.fusion(
                     frozen["unet"],
@@ -320,11 +325,18 @@ class AdapterObjective:
 
             return sample(predict, noise, self._plan)
 
-        groups = (photos, real, painted(1.0), painted(0.0))
+        groups = (batch["references"][:, 0], real, painted(1.0), painted(0.0))
         return tuple(
             jnp.asarray(self.base.decode(frozen, x.astype(self._dtype)), jnp.float32)
             for x in groups
         )
+
+
+def _on_host(base: BaseModel) -> BaseModel:
+    """The base with its weights in the host's memory: the loop brings to the devices what the step
+    needs, as the mesh says, and the rest (autoencoder, perhaps text encoder) is used now and then.
+    """
+    return dataclasses.replace(base, params=jax.device_get(base.params))
 
 
 def _by_time(error: jax.Array, t: jax.Array, schedule: Any, buckets: int = 4) -> Metrics:

@@ -54,6 +54,7 @@ class BaseModelObjective:
             folder=Path(f"{data}-latents-{about['autoencoder']}"),
             made_from=about,
             with_references=False,
+            most_skipped=self.config.data.most_skipped,
         )
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
