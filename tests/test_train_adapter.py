@@ -497,10 +497,11 @@ def test_people_in_one_picture_see_their_own_photos(together):
     assert scenes["present"].all()
     assert (scenes["owner"][:, 0] != scenes["owner"][:, 1]).all()
     params = objective.init(jax.random.key(0), objective.frozen)
-    loss = jax.jit(lambda batch: objective.loss(params, objective.frozen, batch, jax.random.key(0)))
+    loss = jax.jit(objective.loss)
 
     def turned(*names):
-        return float(loss(scenes | {n: np.ascontiguousarray(scenes[n][:, ::-1]) for n in names})[0])
+        batch = scenes | {name: np.ascontiguousarray(scenes[name][:, ::-1]) for name in names}
+        return float(loss(params, objective.frozen, batch, jax.random.key(0))[0])
 
     assert turned("references", "owner") == pytest.approx(turned(), rel=1e-5)
     assert abs(turned("owner") - turned()) > 1e-3 * turned()
