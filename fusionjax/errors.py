@@ -21,3 +21,17 @@ def at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= minimum:
             raise UserError(f"{name.replace('__', '.')} is {value}; it must be at least {minimum}")
+
+
+def a_share(**values: float) -> None:
+    """Checks arguments.
+
+    Args:
+        **values: By name; `__` stands for a dot.
+
+    Raises:
+        UserError: For the first that is not in [0, 1].
+    """
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name.replace('__', '.')} is {value}; it must be in [0, 1]")

@@ -19,6 +19,7 @@ from fusionjax.checkpoint import Checkpoints, load_adapter
 from fusionjax.data import mini_faces
 from fusionjax.data.cache import CachedLatents, made_from
 from fusionjax.data.cache_command import main as cache_main
+from fusionjax.data.pipeline import stacked
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import load_adapter_file
@@ -77,7 +78,7 @@ def objective(config):
 def batch(config, objective):
     source = objective.source(config.data.train_split)
     examples = [objective.make(source[i], np.random.default_rng(i)) for i in range(8)]
-    return {name: np.stack([x[name] for x in examples]) for name in examples[0]}
+    return stacked(examples)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def together(config):
     objective = AdapterObjective(config, make_mesh(devices=jax.devices()[:1]))
     source = objective.source(config.data.train_split)
     examples = [objective.make(source[i], np.random.default_rng(i)) for i in range(12, 20)]
-    return config, objective, {n: np.stack([x[n] for x in examples]) for n in examples[0]}
+    return config, objective, stacked(examples)
 
 
 def trained(objective, config, batch, steps):
@@ -447,7 +448,7 @@ def test_other_options_train(config, options, references, batch):
     objective = AdapterObjective(other, make_mesh(devices=jax.devices()[:1]))
     source = objective.source("train")
     examples = [objective.make(source[i], np.random.default_rng(i)) for i in range(4)]
-    batch = {name: np.stack([x[name] for x in examples]) for name in examples[0]}
+    batch = stacked(examples)
     assert batch["references"].shape[:2] == (4, references)
     if references > 1:
         assert set(batch["present"].sum(1)) == {1.0, 2.0}
@@ -547,7 +548,7 @@ def test_with_cached_text_states_no_text_encoder_is_needed(config, objective, ba
     assert set(cached.frozen) == {"unet"}
     source = cached.source("train")
     examples = [cached.make(source[i], np.random.default_rng(i)) for i in range(8)]
-    states = {name: np.stack([x[name] for x in examples]) for name in examples[0]}
+    states = stacked(examples)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
     assert shapes == cached.batch_shapes()
     params = objective.init(jax.random.key(0), objective.frozen)

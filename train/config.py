@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusionjax.attention import Implementation
-from fusionjax.errors import UserError, at_least
+from fusionjax.errors import UserError, a_share, at_least
 from fusionjax.files import write_whole
 from fusionjax.unet import FusionOptions
 
@@ -47,8 +47,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         at_least(1, data__threads=self.threads, data__buffered_batches=self.buffered_batches)
         at_least(0, data__build_people=self.build_people, data__build_scenes=self.build_scenes)
-        if not 0 <= self.most_skipped <= 1:
-            raise UserError(f"data.most_skipped is {self.most_skipped}; it must be in [0, 1]")
+        a_share(data__most_skipped=self.most_skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,8 +325,7 @@ class BaseRun(RunConfig):
             words_weight=self.words_weight,
         )
         _check_gamma(self.min_snr_gamma)
-        if not 0 <= self.caption_dropout <= 1:
-            raise UserError(f"caption_dropout is {self.caption_dropout}; it must be in [0, 1]")
+        a_share(caption_dropout=self.caption_dropout)
         if not 1 <= self.attention_levels <= len(self.block_out_channels):
             raise UserError(
                 f"attention_levels is {self.attention_levels}; "

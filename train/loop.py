@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fusionjax.checkpoint import Checkpoints, latest_run_step
-from fusionjax.data.pipeline import Batches
+from fusionjax.data.pipeline import Batches, stacked
 from fusionjax.errors import UserError
 from fusionjax.files import make_folder
 from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
@@ -237,10 +237,7 @@ def _validation_batches(config: RunConfig, objective: Objective) -> list[dict[st
     examples = [
         objective.make(source[i], np.random.default_rng(i)) for i in range(count - count % size)
     ]
-    return [
-        {name: np.stack([x[name] for x in examples[start : start + size]]) for name in examples[0]}
-        for start in range(0, len(examples), size)
-    ]
+    return [stacked(examples[start : start + size]) for start in range(0, len(examples), size)]
 
 
 def _validation_loss(

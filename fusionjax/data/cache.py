@@ -17,17 +17,17 @@ encoder there either. A cache is a folder:
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jaxtyping import Float, Int
@@ -121,7 +121,10 @@ def write_cache(
         rng = np.random.default_rng([seed, number])
         return _read(source[number], rng, views=views if with_references else 0)
 
-    for number, found in enumerate(_in_threads(read, len(source))):
+    threads = os.cpu_count() or 1
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 * threads)
+    examples = grain.MapDataset.source(range(len(source))).map(read).to_iter_dataset(ahead)
+    for number, found in enumerate(examples):
         if isinstance(found, str):
             skipped.append((number, found))
         else:
@@ -344,19 +347,6 @@ def _check_people(found: int, most: int) -> None:
             f"a picture shows {found} people, and people is {most}; raise --people, or name a "
             "split without such pictures (--data.train-split, --data.validation-split)"
         )
-
-
-def _in_threads(read: Callable[[int], Any], count: int) -> Iterator[Any]:
-    """Results in order; a few pictures are decoded ahead, on all cores."""
-    threads = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-        for number in range(count):
-            ahead.append(pool.submit(read, number))
-            if len(ahead) > 8 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 class _UnusableError(Exception):

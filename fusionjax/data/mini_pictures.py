@@ -12,7 +12,7 @@ import numpy as np
 
 from fusionjax.data import mini_world
 from fusionjax.data.mini_world import SPLITS, Person
-from fusionjax.errors import UserError, at_least
+from fusionjax.errors import UserError, a_share, at_least
 
 REFERENCES_PER_PERSON = 2
 _LEAST = {"people": 1, "pictures_per_person": 1, "scenes": 0, "seed": 0}
@@ -42,8 +42,7 @@ class Plan:
         there = mini_world.number_of_people("train")
         if self.people > there:
             raise UserError(f"people is {self.people}; there are {there} training people")
-        if not 0 <= self.identity_share <= 1:
-            raise UserError(f"identity_share is {self.identity_share}; it must be in [0, 1]")
+        a_share(identity_share=self.identity_share)
 
     def people_of(self, split: str) -> list[Person]:
         """The people of a split."""

@@ -5,7 +5,7 @@ Legend: b batch, H W picture pixels.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ def to_unit(image: UInt8[np.ndarray, "*b H W 3"]) -> Float[np.ndarray, "*b H W 3
 def to_bytes(image: Float[Any, "*b H W 3"]) -> UInt8[np.ndarray, "*b H W 3"]:
     """From -1..1 to 0..255, rounded and clipped."""
     return np.clip(np.round((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def stacked(examples: Sequence[Example]) -> Example:
+    """A batch of examples that have the same arrays."""
+    return {name: np.stack([each[name] for each in examples]) for name in examples[0]}
 
 
 class Batches(Iterator[Example]):

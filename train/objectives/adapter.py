@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from fusionjax.base import BaseModel
 from fusionjax.checkpoint import MINI, base_source, load_adapter
 from fusionjax.data.cache import made_from
+from fusionjax.data.pipeline import stacked
 from fusionjax.diffusion import add_noise, min_snr_weight, random_timesteps, target
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import save_adapter
@@ -29,7 +30,7 @@ from train.config import AdapterRun
 from train.faces import box_weight, nearest_face
 from train.grids import tile
 from train.latents import cached_latents
-from train.sampling import sample
+from train.sampling import guided, sample
 from train.step import Batch, Metrics, Params
 
 DTYPES: dict[str, Any] = {
@@ -204,9 +205,8 @@ class AdapterObjective:
         count = min(6 * self.config.validation.grid_rows, len(source))
         chosen = [source[i * (len(source) // count)] for i in range(count)]
         made = [self.make(example, np.random.default_rng(0)) for example in chosen]
-        batch = {name: np.stack([each[name] for each in made]) for name in made[0]}
         tokens = np.stack([example["tokens"] for example in chosen])
-        shown = self._paint(params, self.base.params, batch, tokens)
+        shown = self._paint(params, self.base.params, stacked(made), tokens)
         return tile([np.asarray(x) for x in shown], columns=min(count, 12))
 
     def describe(self) -> dict[str, Any]:
@@ -288,44 +288,36 @@ class AdapterObjective:
         real = batch["latents"]
         count, height, width, _ = real.shape
         noise = jax.random.normal(jax.random.key(0), real.shape)
-        shown = {
-            name: jnp.concatenate([batch[name]] * 2)
-            for name in ("references", "present", "masks", "owner")
-            if name in batch
-        }
-        empty = self._text(frozen, self._empty)
-        text = jnp.concatenate(
-            [jnp.repeat(empty, count, axis=0), jnp.asarray(self.base.encode_text(frozen, tokens))]
+        empty = jnp.repeat(self._text(frozen, self._empty), count, axis=0)
+        states = jnp.asarray(self.base.encode_text(frozen, tokens))
+
+        def painted(*, with_faces: bool) -> jax.Array:
+            def predict(latents: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+                faces = None  # they belong to the second half, which has the text
+                if with_faces:
+                    faces = self._faces(
+                        params,
+                        frozen,
+                        batch["references"],
+                        batch["present"],
+                        t[:count].astype(jnp.int32),
+                        jax.random.key(1),
+                        (height, width),
+                        batch.get("masks"),
+                        batch.get("owner"),
+                    )
+                answer = self.fusion(frozen["unet"], latents.astype(self._dtype), t, text, faces)
+                return answer.astype(jnp.float32)
+
+            denoise = guided(predict, empty, states, self.config.guidance_scale)
+            return sample(denoise, noise, self._plan)
+
+        groups = (
+            batch["references"][:, 0],
+            real,
+            painted(with_faces=True),
+            painted(with_faces=False),
         )
-        present = shown["present"].at[:count].set(0)
-        scale = self.config.guidance_scale
-
-        def painted(strength: float) -> jax.Array:
-            def predict(latents: jax.Array, t: jax.Array) -> jax.Array:
-                faces = self._faces(
-                    params,
-                    frozen,
-                    shown["references"],
-                    strength * present,
-                    jnp.tile(t, 2).astype(jnp.int32),
-                    jax.random.key(1),
-                    (height, width),
-                    shown.get("masks"),
-                    shown.get("owner"),
-                )
-                answer = self.fusion(
-                    frozen["unet"],
-                    jnp.tile(latents, (2, 1, 1, 1)).astype(self._dtype),
-                    jnp.tile(t, 2),
-                    text,
-                    faces,
-                )
-                without, conditional = jnp.split(answer.astype(jnp.float32), 2)
-                return without + scale * (conditional - without)
-
-            return sample(predict, noise, self._plan)
-
-        groups = (batch["references"][:, 0], real, painted(1.0), painted(0.0))
         return tuple(
             jnp.asarray(self.base.decode(frozen, x.astype(self._dtype)), jnp.float32)
             for x in groups
