@@ -11,6 +11,5 @@ config = dataclasses.replace(
     STABLE_DIFFUSION_15,
     name="sd15_a100",
     batch_size=64,
-    remat=True,
     optimizer=dataclasses.replace(STABLE_DIFFUSION_15.optimizer, learning_rate=3e-5),
 )

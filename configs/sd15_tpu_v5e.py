@@ -10,4 +10,4 @@ import dataclasses
 
 from train.presets import STABLE_DIFFUSION_15
 
-config = dataclasses.replace(STABLE_DIFFUSION_15, name="sd15_tpu_v5e", batch_size=32, remat=True)
+config = dataclasses.replace(STABLE_DIFFUSION_15, name="sd15_tpu_v5e", batch_size=32)

@@ -20,8 +20,5 @@ config = dataclasses.replace(
     steps=100_000,
     batch_size=16,
     precision="float16",
-    data=dataclasses.replace(STABLE_DIFFUSION_15.data, threads=8),
-    optimizer=dataclasses.replace(
-        STABLE_DIFFUSION_15.optimizer, learning_rate=1e-5, accumulate_steps=8
-    ),
+    optimizer=dataclasses.replace(STABLE_DIFFUSION_15.optimizer, learning_rate=1e-5),
 )

@@ -22,7 +22,8 @@ from jaxtyping import Array
 
 from fusionjax import masks as masking
 from fusionjax import schedulers
-from fusionjax.backend.devices import compiler_options, weight_format
+from fusionjax.backend.compilation import compiler_options
+from fusionjax.backend.devices import weight_format
 from fusionjax.base import BaseModel
 from fusionjax.unet import Faces, FusionUNet
 

@@ -49,7 +49,7 @@ from fusionjax.identity import THUMBNAIL_SIDE, Identity
 from fusionjax.interop.adapter_file import Adapter, check_fits
 from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.painting import Programs, Runner
-from fusionjax.unet import FusionOptions, FusionParams, FusionUNet
+from fusionjax.unet import FusionOptions, FusionUNet
 
 ASSETS = Path(__file__).parent / "assets"
 MINI_BASE = ASSETS / "mini"
@@ -157,7 +157,7 @@ class FusionPipeline:
     def __init__(
         self,
         base: BaseModel,
-        fusion_params: FusionParams | None = None,
+        fusion_params: Mapping[str, Mapping[str, Any]] | None = None,
         options: FusionOptions | None = None,
         *,
         controlnet: Any = None,
@@ -1018,26 +1018,6 @@ def box_mask(box: Sequence[float], height: int, width: int) -> Float[np.ndarray,
         int(np.floor(left * width)) : int(np.ceil(right * width)),
     ] = 1
     return mask
-
-
-def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Keeps compiled programs on disk, so that the next process starts at once.
-
-    Args:
-        folder: where; None is `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/fusionjax/xla`.
-
-    Returns:
-        The folder.
-    """
-    chosen = Path(
-        folder
-        or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusionjax" / "xla"
-    )
-    jax.config.update("jax_compilation_cache_dir", str(chosen))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    return chosen
 
 
 def _of_seeds(seeds: np.ndarray, these: np.ndarray) -> str:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fusionjax.backend.devices import weight_format
 from fusionjax.errors import UserError
 
 _LONGEST_TEXT = 4096
@@ -63,11 +64,12 @@ def frozen_sharding(mesh: Mesh, tree: Any, *, smallest: int = 2**16) -> Any:
         smallest: arrays of fewer elements stay replicated.
 
     Returns:
-        A tree of shardings of the same structure.
+        A tree of the same structure: shardings, and where a device wants a weight in an order of
+        its own (`backend.devices.weight_format`) formats.
     """
-    shards = mesh.shape["fsdp"]
+    shards, device = mesh.shape["fsdp"], mesh.devices.flat[0]
 
-    def one(x: Any) -> NamedSharding:
+    def spread(x: Any) -> NamedSharding:
         if shards > 1 and x.size >= smallest:
             for axis in sorted(range(x.ndim), key=lambda i: -x.shape[i]):
                 if x.shape[axis] % shards == 0:
@@ -76,7 +78,7 @@ def frozen_sharding(mesh: Mesh, tree: Any, *, smallest: int = 2**16) -> Any:
                     return NamedSharding(mesh, PartitionSpec(*names))
         return replicated(mesh)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(lambda x: weight_format(x, spread(x), device), tree)
 
 
 def of_all_processes(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`python -m sample`: see `python -m sample --help`."""
 
+import os
 import sys
 
 from fusionjax.errors import UserError
@@ -17,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         options = parse(arguments)
+        if options.target is not None:  # compiled for what is not here, by a process on the CPU
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
         from sample.run import run  # here: `--help` and wrong words need no models
 
         return run(options)

@@ -66,6 +66,8 @@ class Options:
         depth_model: the model that sees depth.
         cache: the folder of compiled programs; "" switches it off.
         quiet: no progress.
+        dry_run: compile and tell what is needed; paint nothing.
+        target: hardware to compile for.
     """
 
     given: dict[str, Any]
@@ -80,6 +82,8 @@ class Options:
     depth_model: str | None = None
     cache: str | None = None
     quiet: bool = False
+    dry_run: bool = False
+    target: str | None = None
 
     def job(self, within: Job | None = None) -> Job:
         """The job that was typed, on top of another one.
@@ -131,6 +135,10 @@ def parse(arguments: list[str] | None = None) -> Options:
         for name in ("attention_share", "save_identity", "depth_from"):
             if options.get(name):
                 raise UserError(f"--{name.replace('_', '-')} does not go with --requests")
+    if "target" in options and "dry_run" not in options:
+        raise UserError("--target goes with --dry-run, which paints nothing")
+    if "dry_run" in options and "requests" in options:
+        raise UserError("--dry-run does not go with --requests")
     if options.get("batch_size", 1) < 1:
         raise UserError(f"--batch-size is {options['batch_size']}; it must be ≥ 1")
     for name in ("scene", "requests", "source"):
@@ -298,4 +306,10 @@ def _parser() -> argparse.ArgumentParser:
     add(out, "--cache", 'folder of compiled programs; "" for none (default: ~/.cache/fusionjax)',
         metavar="DIR")  # fmt: skip
     add(out, "--quiet", "no progress", action="store_true")
+
+    trial = parser.add_argument_group("trying out")
+    add(trial, "--dry-run", "compile, tell what memory and time is needed, and paint nothing",
+        action="store_true")  # fmt: skip
+    add(trial, "--target", "with --dry-run: for hardware that is not here, one of v100, a100, "
+        "h100, v5e, v5p, v6e; with :COUNT for several (h100:8)", metavar="NAME")  # fmt: skip
     return parser

@@ -49,6 +49,12 @@ def run(options: Options) -> int:
     elif options.source is not None:
         within = files.read_picture(options.source)
     job = options.job(within)
+    if options.dry_run:
+        from sample.dry_run import dry_run
+
+        images = options.batch_size or min(job.num_images, _BATCH_PER_DEVICE)
+        print(dry_run(job, images, options.target))
+        return 0
     if options.depth_from is not None and not job.controlnet:
         raise UserError("--depth-from is given without --controlnet")
     if options.depth_from is not None and not options.depth_model:
@@ -170,7 +176,8 @@ class Studio:
     """
 
     def __init__(self, job: Job, options: Options, bar: Bar) -> None:
-        from fusionjax.pipeline import FusionPipeline, use_compilation_cache
+        from fusionjax.backend.compilation import use_compilation_cache
+        from fusionjax.pipeline import FusionPipeline
 
         if options.cache != "":
             use_compilation_cache(options.cache)

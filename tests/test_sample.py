@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from fusionjax.errors import UserError
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import save_adapter
+from fusionjax.painting import Runner
 from fusionjax.pipeline import MINI_FUSION, Settings
 from fusionjax.unet import FusionUNet
 from sample.__main__ import main
@@ -482,6 +483,58 @@ def test_long_prompts_warn_once(sample, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 1
     assert "longer than 75 tokens; left out: “ccc" in said[0]
+
+
+def test_a_dry_run_tells_what_is_needed_and_paints_nothing(tmp_path, monkeypatch, capsys):
+    """For the embedded model on the present devices: a row for each program."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dry-run", "--batch-size", "2", "--steps", "5"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("2 pictures of 64×64 with 1 photo on each of 8 × cpu, float32; all ")
+    row = r"\| {} \| [\d.]+ GB \| [\d.]+ \| [\d.]+ GB \| \d+ \| xla \|"
+    for program in ("encode a photo", "text and faces", "a step", "decode"):
+        assert re.search(row.format(program), told), program
+    assert "to expect" not in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "h100"], "--target goes with --dry-run"),
+        (["--dry-run", "--target", "h10"], "--target is 'h10'; did you mean h100"),
+        (["--dry-run", "--requests", __file__], "--dry-run does not go with --requests"),
+        (["--dry-run", "--controlnet", "x"], "does not know what a ControlNet needs"),
+    ],
+)
+def test_what_a_dry_run_cannot_do(words, message, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_picture_that_is_not_finite_fails_alone(sample, tmp_path, monkeypatch, capsys):
+    """Of two pictures, and of three rows, the others are there; the exit status tells."""
+    run = Runner.run
+
+    def spoilt(self, name, devices, x, **static):
+        out = run(self, name, devices, x, **static)
+        return out | {"finite": np.arange(3) != 1} if name == "decode" else out
+
+    monkeypatch.setattr(Runner, "run", spoilt)
+    out = sample("--num-images", 3, "--seed", 5, "--batch-size", 3, "--prompt", "x", status=1)
+    assert [p.name for p in sorted(out.glob("*seed*"))] == ["0001_seed5.png", "0003_seed7.png"]
+    told = capsys.readouterr().err
+    assert "the picture of seed 6 is not finite, and left out" in told
+    assert "1 of 3 pictures could not be painted" in told
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": "a person", "seed": n}) + "\n" for n in range(3)))
+    sample("--requests", rows, "--batch-size", 3, status=1, output=tmp_path / "rows")
+    lines = [json.loads(x) for x in (tmp_path / "rows/results.jsonl").read_text().splitlines()]
+    assert {line["row"]: "not finite" in line.get("error", "") for line in lines} == {
+        1: False, 2: True, 3: False,
+    }  # fmt: skip
 
 
 def test_help_needs_no_models():

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from fusionjax.backend.devices import check_dtype, check_implementation
 from fusionjax.checkpoint import Checkpoints, latest_run_step
 from fusionjax.data.pipeline import Batches, stacked
 from fusionjax.errors import UserError
 from fusionjax.files import make_folder
 from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
-from train.config import RunConfig
+from train.config import AdapterRun, RunConfig
 from train.objectives import Objective, make_objective
 from train.processes import agreed, by_the_first, stop_signal
 from train.step import init_state, make_optimizer, make_step, shard_step
@@ -53,6 +54,9 @@ def run(config: RunConfig) -> Path:
     # ---- What is trained, on what, where ----
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     config.check_batch(mesh.size)
+    check_dtype(config.precision, list(mesh.devices.flat))
+    if isinstance(config, AdapterRun):
+        check_implementation(config.attention, config.precision, list(mesh.devices.flat))
     _build_data(config)
     objective = make_objective(config, mesh)
     if going_on:

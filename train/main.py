@@ -100,11 +100,13 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
     """Trains, alone or with other processes; returns the exit status."""
     import jax
 
+    from fusionjax.backend.compilation import use_compilation_cache
     from fusionjax.errors import UserError
     from train.files import full_disk_told
     from train.loop import run
     from train.processes import join, leave_the_others
 
+    use_compilation_cache()
     join(config.distributed)
     if jax.process_count() == 1:
         with full_disk_told():

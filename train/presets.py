@@ -12,7 +12,7 @@ STABLE_DIFFUSION_15 = AdapterRun(
     base="stable-diffusion-v1-5/stable-diffusion-v1-5",
     steps=50_000,
     precision="bfloat16",
-    data=DataConfig(folder="data/face_pairs", threads=16),
+    data=DataConfig(folder="data/face_pairs", threads=8, buffered_batches=8),
     optimizer=OptimizerConfig(
         learning_rate=2e-5, schedule="constant", warmup_steps=500, ema_decay=0.9999
     ),

@@ -1,7 +1,6 @@
 """Pictures while training: the sampler's loop, compiled once for a fixed number of pictures."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,23 +32,21 @@ def sample(predict: Predict, noise: jax.Array, plan: Plan) -> jax.Array:
     return carry.latents
 
 
-def guided(predict: Any, unconditional: jax.Array, conditional: jax.Array, scale: float) -> Predict:
-    """Classifier-free guidance over two text states [b, t, d], in one pass of twice the batch.
+def guided(predict: Predict, scale: float) -> Predict:
+    """Classifier-free guidance in one pass of twice the batch.
 
     Args:
-        predict: (latents, timesteps, text) → the UNet's answer.
-        unconditional: text states of the empty prompt.
-        conditional: text states of the prompts.
+        predict: (latents, timesteps) → the UNet's answer; the first half of what it is given
+            stands for the empty prompt, the second for the prompts.
         scale: 1 is no guidance.
 
     Returns:
         A function of latents and timesteps.
     """
-    text = jnp.concatenate([unconditional, conditional])
 
     def both(latents: jax.Array, timesteps: jax.Array) -> jax.Array:
         without, with_text = jnp.split(
-            predict(jnp.tile(latents, (2, 1, 1, 1)), jnp.tile(timesteps, 2), text), 2
+            predict(jnp.tile(latents, (2, 1, 1, 1)), jnp.tile(timesteps, 2)), 2
         )
         return without + scale * (with_text - without)
 

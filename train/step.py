@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from fusionjax.backend.compilation import compiler_options
 from fusionjax.sharding import batch_sharding, frozen_sharding, replicated
 from train.config import OptimizerConfig, Precision
 
@@ -176,6 +177,7 @@ def shard_step(step: Callable[..., Any], mesh: Mesh, frozen: Any) -> Any:
         in_shardings=(everywhere, frozen_sharding(mesh, frozen), batch_sharding(mesh), None),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0]),
     )
 
 

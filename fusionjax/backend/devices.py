@@ -92,21 +92,6 @@ def weight_format(weight: Any, sharding: Sharding, device: Any) -> Format | Shar
     return sharding
 
 
-def compiler_options(device: Any) -> dict[str, Any]:
-    """What XLA is asked for when it compiles for a device.
-
-    Args:
-        device: a `jax.Device`, or anything with its attributes.
-
-    Returns:
-        Options for `compile` and `jax.jit`. On NVIDIA's GPUs products with the same left side
-        stay apart: joined, they join their weights at every call and cut the results up again,
-        3 % of a denoising step's traffic.
-    """
-    is_nvidia = compute_capability(device) is not None
-    return {"xla_gpu_dot_merger_threshold_mb": 0} if is_nvidia else {}
-
-
 def default_implementation(
     dtype: jax.typing.DTypeLike, devices: Sequence[Any] | None = None
 ) -> Implementation:

@@ -23,7 +23,8 @@ class Work:
 
     Attributes:
         moved_bytes: read from and written to its main memory, if every operation reads what it
-            is given and writes what it gives, and caches keep nothing between them.
+            is given and writes what it gives, and caches keep nothing between them. What a TPU's
+            compiler keeps on the chip is not counted.
         operations: how many operations it starts.
         attention: how many calls of which flash kernel are in the text.
     """
@@ -35,7 +36,8 @@ class Work:
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf"\s({'|'.join(_KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"([a-z]+)(\d*)[a-z0-9]*\[([\d,]*)\]")
+# Kind, bits, dimensions, and where it lies if not in the device's main memory.
+_ARRAY = re.compile(r"([a-z]+)(\d*)[a-z0-9]*\[([\d,]*)\](?:\{[^}]*?(S\([1-9]\))?\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 _OPERATION = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9-]*)\(")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -56,6 +58,8 @@ _FREE = frozenset(
 )
 # A pair of operations for one piece of work: the beginning counts.
 _ENDS = ("-done", "-update")
+# A TPU's name for parts that were written side by side.
+_JOINED = 'custom_call_target="ConcatBitcast"'
 _FLASH = {"__cudnn$fmha": "cudnn", "tpu_custom_call": "tpu"}
 
 
@@ -77,14 +81,14 @@ def collectives(text: str) -> list[Collective]:
         arrays = _ARRAY.findall(operation[: match.start()])
         if match[1] == "all-gather" and match[2]:  # its start returns its arguments first
             arrays = arrays[len(arrays) // 2 :]
-        shapes = [tuple(int(x) for x in dims.split(",") if x) for _, _, dims in arrays]
+        shapes = [tuple(int(x) for x in array[2].split(",") if x) for array in arrays]
         found.append(Collective(match[1], tuple(shapes), sum(map(_bytes, arrays))))
     return found
 
 
-def _bytes(array: tuple[str, str, str]) -> int:
-    """Of an array's type: its kind, its bits, its dimensions."""
-    kind, bits, dimensions = array
+def _bytes(array: tuple[str, str, str, str]) -> int:
+    """Of a match of `_ARRAY`."""
+    kind, bits, dimensions, _ = array
     size = math.prod(int(x) for x in dimensions.split(",") if x)
     return size * (int(bits or 8) if kind != "pred" else 8) // 8
 
@@ -104,9 +108,14 @@ def work(text: str) -> Work:
 class _Instruction:
     name: str
     operation: str
-    size: int  # of its result
+    arrays: tuple[tuple[int, bool], ...]  # its result: bytes, and whether in main memory
     operands: tuple[str, ...]
     line: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of its result in main memory."""
+        return sum(size for size, in_main_memory in self.arrays if in_main_memory)
 
 
 class _Text:
@@ -138,7 +147,7 @@ class _Text:
         inside = self.computations[computation]
         for instruction in inside.values():
             kind = instruction.operation
-            if kind in _FREE or kind.endswith(_ENDS):
+            if kind in _FREE or kind.endswith(_ENDS) or _JOINED in instruction.line:
                 continue
             called = self._called(instruction)
             if called:
@@ -176,6 +185,9 @@ class _Text:
 
     def _moved(self, instruction: _Instruction, inside: dict[str, _Instruction]) -> int:
         sizes = [inside[name].size if name in inside else 0 for name in instruction.operands]
+        if instruction.operation in ("copy-start", "slice-start"):  # from, to, a counter
+            moved = min(size for size, _ in instruction.arrays[:2])
+            return moved * sum(in_main_memory for _, in_main_memory in instruction.arrays[:2])
         if instruction.operation in ("dynamic-slice", "slice", "gather"):
             return 2 * instruction.size
         if instruction.operation in ("dynamic-update-slice", "scatter"):
@@ -225,7 +237,8 @@ def _instruction(name: str, rest: str) -> _Instruction | None:
     match = _OPERATION.search(rest)
     if match is None:
         return None
-    size = sum(map(_bytes, _ARRAY.findall(rest[: match.start()])))
+    found = _ARRAY.findall(rest[: match.start()])
+    arrays = tuple((_bytes(array), not array[3]) for array in found)
     depth, end = 0, len(rest)
     for index in range(match.end() - 1, len(rest)):
         depth += (rest[index] == "(") - (rest[index] == ")")
@@ -233,4 +246,4 @@ def _instruction(name: str, rest: str) -> _Instruction | None:
             end = index
             break
     operands = tuple(re.findall(r"%([\w.-]+)", rest[match.end() : end]))
-    return _Instruction(name, match[1], size, operands, rest)
+    return _Instruction(name, match[1], arrays, operands, rest)

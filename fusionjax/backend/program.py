@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
-from fusionjax.backend.devices import compiler_options
+from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.hlo import collectives, work
 from fusionjax.backend.targets import Chip
 from fusionjax.errors import UserError

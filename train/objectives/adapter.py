@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusionjax.abstract_base import abstract_base
+from fusionjax.backend.devices import default_implementation
 from fusionjax.base import BaseModel
 from fusionjax.checkpoint import MINI, base_source, load_adapter
 from fusionjax.data.cache import made_from
@@ -63,7 +64,8 @@ class AdapterObjective:
         self.fusion = FusionUNet(
             self.base.unet,
             config.fusion,
-            attention=config.attention,
+            attention=config.attention
+            or default_implementation(config.precision, list(mesh.devices.flat)),
             remat=config.remat,
             mesh=mesh if mesh.size > 1 else None,
         )
@@ -290,26 +292,33 @@ class AdapterObjective:
         noise = jax.random.normal(jax.random.key(0), real.shape)
         empty = jnp.repeat(self._text(frozen, self._empty), count, axis=0)
         states = jnp.asarray(self.base.encode_text(frozen, tokens))
+        text = self.fusion.text_tokens(frozen["unet"], jnp.concatenate([empty, states]))
+
+        def faces_at(t: jax.Array) -> Any:
+            return self._faces(
+                params,
+                frozen,
+                batch["references"],
+                batch["present"],
+                t,
+                jax.random.key(1),
+                (height, width),
+                batch.get("masks"),
+                batch.get("owner"),
+            )
+
+        # Clean photos look the same at every step; noised ones do not.
+        matched = self.config.fusion.reference == "matched"
+        clean = None if matched else faces_at(jnp.zeros(count, jnp.int32))
 
         def painted(*, with_faces: bool) -> jax.Array:
-            def predict(latents: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+            def predict(latents: jax.Array, t: jax.Array) -> jax.Array:
                 faces = None  # they belong to the second half, which has the text
                 if with_faces:
-                    faces = self._faces(
-                        params,
-                        frozen,
-                        batch["references"],
-                        batch["present"],
-                        t[:count].astype(jnp.int32),
-                        jax.random.key(1),
-                        (height, width),
-                        batch.get("masks"),
-                        batch.get("owner"),
-                    )
-                answer = self.fusion(frozen["unet"], latents.astype(self._dtype), t, text, faces)
-                return answer.astype(jnp.float32)
+                    faces = faces_at(t[:count].astype(jnp.int32)) if matched else clean
+                return self.fusion(frozen["unet"], latents.astype(self._dtype), t, text, faces)
 
-            denoise = guided(predict, empty, states, self.config.guidance_scale)
+            denoise = guided(predict, self.config.guidance_scale)
             return sample(denoise, noise, self._plan)
 
         groups = (

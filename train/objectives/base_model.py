@@ -155,9 +155,6 @@ class BaseModelObjective:
         return f"python -m train mini --base {folder}/base"
 
     def _paint_(self, params: Params, tokens: jax.Array) -> jax.Array:
-        def predict(latents: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
-            return self._denoise(params["unet"], latents, t, states)
-
         count = tokens.shape[0]
         unet = self.base.unet
         noise = jax.random.normal(
@@ -165,7 +162,12 @@ class BaseModelObjective:
         )
         states = jnp.asarray(self.base.encode_text(params, jnp.concatenate([self._empty, tokens])))
         without = jnp.broadcast_to(states[:1], (count, *states.shape[1:]))
-        denoise = guided(predict, without, states[1:], self.config.guidance_scale)
+        both = jnp.concatenate([without, states[1:]])
+
+        def predict(latents: jax.Array, t: jax.Array) -> jax.Array:
+            return self._denoise(params["unet"], latents, t, both)
+
+        denoise = guided(predict, self.config.guidance_scale)
         return jnp.asarray(self.base.decode(self.base.params, sample(denoise, noise, self._plan)))
 
 

@@ -1,0 +1,113 @@
+"""`--dry-run`: what pictures would need, found by compiling their programs without weights."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fusionjax.backend.devices import check_dtype, default_dtype
+from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
+from fusionjax.backend.targets import Target, target
+from fusionjax.checkpoint import adapter_base, base_source, load_adapter
+from fusionjax.dry_run import abstract_pipeline, picture_programs
+from fusionjax.errors import UserError
+from fusionjax.schedulers import plan
+from sample.job import Job
+
+_REMEDY = "use a smaller --batch-size, a smaller size, or a 16-bit --dtype"
+_MINI = "mini"
+
+
+def dry_run(job: Job, images: int, name: str | None) -> str:
+    """Compiles the programs of a job's pictures.
+
+    Args:
+        job: what is to be painted; its base, adapter, size, people, steps, sampler and type count.
+        images: pictures painted at once on each device.
+        name: hardware to compile for, see `fusionjax.backend.targets.target`; None is the present
+            devices.
+
+    Returns:
+        A table in Markdown and what it says together.
+
+    Raises:
+        UserError: if there is no such hardware, or it cannot do it.
+    """
+    if job.controlnet:
+        raise UserError("--dry-run does not know what a ControlNet needs; leave --controlnet out")
+    chosen = target(name) if name else None
+    devices = chosen.devices if chosen else jax.local_devices()
+    dtype = job.dtype or default_dtype(devices)
+    check_dtype(dtype, devices)
+    source = job.base or (adapter_base(job.fusion) if job.fusion else None) or _MINI
+    options = load_adapter(job.fusion).options if job.fusion else None
+    pipe = abstract_pipeline(base_source(source), dtype, devices, options)
+    photos = sum(len(person.faces) or 1 for person in job.people) or 1
+    height, width = job.height or pipe.photo_side, job.width or pipe.photo_side
+    programs = picture_programs(
+        pipe,
+        images=images * len(devices),
+        photos=photos,
+        height=height,
+        width=width,
+        steps=job.steps,
+        scheduler=job.scheduler,
+    )
+    weights = sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves([pipe.base.params, pipe.fusion_params])
+    )
+    needs = {}
+    for program, traced in programs.items():
+        count = 1 if program == "encode a photo" else len(devices)
+        _, needs[program] = compile_for(traced, count, devices[0], program, _REMEDY)
+        if chosen is not None:
+            check_fits(needs[program], chosen.chip, program, _REMEDY)
+    in_16_bits = jnp.dtype(dtype).itemsize == 2
+    lines = [
+        f"{images} picture{'s' * (images > 1)} of {width}×{height} with {photos} "
+        f"photo{'s' * (photos > 1)} on each of {len(devices)} × {devices[0].device_kind}, {dtype}; "
+        f"all weights: {weights / 1e9:.2f} GB",
+        "",
+        table(needs, chosen, in_16_bits=in_16_bits),
+    ]
+    if chosen is not None:
+        rows = len(plan(pipe.base.schedule, job.scheduler, job.steps))
+        seconds = {
+            program: need.seconds(chosen.chip, in_16_bits=in_16_bits)
+            for program, need in needs.items()
+        }
+        one_batch = seconds["text and faces"] + rows * seconds["a step"] + seconds["decode"]
+        rate = chosen.chip.rate_16 if in_16_bits else chosen.chip.rate_32
+        lines += [
+            "",
+            f"to expect: {one_batch:.2f} s for all pictures at once, {rows} steps, "
+            f"and {photos * seconds['encode a photo']:.2f} s once for the person; by "
+            f"{rate / 1e12:.0f} TFLOP/s and {chosen.chip.bandwidth / 1e9:.0f} GB/s of a device, "
+            f"of which {EFFICIENCY:.0%} are assumed to be reached",
+        ]
+    return "\n".join(lines)
+
+
+def table(needs: dict[str, Needs], chosen: Target | None, *, in_16_bits: bool) -> str:
+    """The programs in Markdown, a row each.
+
+    Args:
+        needs: by program.
+        chosen: the hardware; None leaves the seconds out.
+        in_16_bits: whether it computes so.
+    """
+    head = ["program", "peak", "TFLOP", "moved", "operations", "attention"]
+    rows: list[list[Any]] = [head + ["to expect"] * (chosen is not None)]
+    for program, need in needs.items():
+        peak = need.peak_bytes or need.arguments_bytes + need.temporary_bytes
+        flash = ", ".join(f"{n} × {name}" for name, n in need.attention.items())
+        row = [
+            program, f"{peak / 1e9:.2f} GB", f"{need.flops / 1e12:.2f}",
+            f"{need.moved_bytes / 1e9:.2f} GB", need.operations, flash or "xla",
+        ]  # fmt: skip
+        if chosen is not None:
+            row.append(f"{1000 * need.seconds(chosen.chip, in_16_bits=in_16_bits):.1f} ms")
+        rows.append(row)
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
