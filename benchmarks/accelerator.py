@@ -1,7 +1,7 @@
 """Is it right, and how fast is it, on this device? What to run first on a GPU or a TPU.
 
     python benchmarks/accelerator.py                # both parts, ten minutes on a GPU
-    python benchmarks/accelerator.py --part right   # every check; the exit status is 1 if one failed
+    python benchmarks/accelerator.py --part right   # the exit status is 1 if a check failed
     python benchmarks/accelerator.py --part fast --minutes 30
     python benchmarks/accelerator.py --small        # a small size, for a CPU
 

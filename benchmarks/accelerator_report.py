@@ -121,12 +121,10 @@ class Report:
             lines = str(error).strip().splitlines() or [""]
             message = f"{type(error).__name__}: {lines[0][:300]}"
             data = {"traceback": traceback.format_exc()[-4000:]}
-            if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
-                if self._part == "fast":
-                    return Outcome(message, status=OUT_OF_MEMORY)
-            if self._part == "fast":
-                return Outcome(message, data, status=ERROR)
-            return Outcome("stopped by an exception", data, wrong=[message])
+            if self._part == "right":
+                return Outcome("stopped by an exception", data, wrong=[message])
+            full = "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+            return Outcome(message, data, status=OUT_OF_MEMORY if full else ERROR)
 
     def _set(self, name: str, **values: Any) -> None:
         self._rows[name] |= values

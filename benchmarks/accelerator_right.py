@@ -20,7 +20,7 @@ from fusionjax.sharding import make_mesh
 from fusionjax.unet import FusionUNet
 
 FACE = ASSETS / "faces" / "cleo.png"
-PROMPTS = ("a portrait of a woman in a garden", "a woman at the sea", "a woman in the snow", "")
+PROMPTS = ("a portrait of a woman in a garden", "a woman at the sea")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,17 @@ class Arithmetic:
 
 
 def arithmetics(device: jax.Device) -> tuple[Arithmetic, ...]:
-    """Exact, as float32 runs there by default (TF32 on a GPU, bfloat16 on a TPU), and 16 bits."""
+    """Exact, as float32 runs there by default (TF32 on a GPU, bfloat16 on a TPU), and 16 bits.
+
+    On a CPU the first two would be compared with themselves.
+    """
     dtype = jnp.dtype(sixteen_bits(device)).name
-    return (
+    all_of_them = (
         Arithmetic("float32, highest precision", "float32", "highest", 2e-3, 0.25, 1e-3),
         Arithmetic("float32, default precision", "float32", "default", 0.15, 6.0, 0.02),
         Arithmetic(dtype, dtype, "default", 0.15, 6.0, 0.05),
     )
+    return all_of_them[-1:] if device.platform == "cpu" else all_of_them
 
 
 def rows(device: jax.Device, *, small: bool) -> list[Row]:
@@ -76,7 +80,7 @@ def rows(device: jax.Device, *, small: bool) -> list[Row]:
 
 def check_picture(device: jax.Device, arithmetic: Arithmetic, *, small: bool) -> Outcome:
     """From photo and prompt to pixels, on the device and on the CPU."""
-    steps = 3 if small else 10
+    steps = 2 if small else 10
     expected = _picture_on_cpu(steps)
     found = _picture(device, arithmetic.dtype, arithmetic.precision, steps, attention=None)
     latents = _relative(found.latents, expected.latents)
@@ -118,7 +122,7 @@ def _picture_on_cpu(steps: int) -> Any:
 
 def check_training(device: jax.Device, arithmetic: Arithmetic, *, small: bool) -> Outcome:
     """Ten steps of the mini adapter on drawn batches, on the device and on the CPU."""
-    steps = 3 if small else 10
+    steps = 2 if small else 10
     expected = _training_on_cpu(steps)
     found = _training(device, arithmetic.dtype, arithmetic.precision, steps, attention=None)
     difference = np.abs(found - expected) / np.abs(expected)
@@ -143,7 +147,7 @@ def _training(
 
     config = AdapterRun(
         steps=steps,
-        batch_size=4,
+        batch_size=len(PROMPTS),
         precision=dtype,
         attention=attention,
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, schedule="constant"),

@@ -130,10 +130,12 @@ def _with_person(unet: Any, side: int, then: Callable[[], None]) -> None:
                     key: (rng.standard_normal(shape) * shape[1] ** -0.5).astype(np.float32)
                     for key in ("kf", "vf")
                 }
-                block, number = (name.split(".") + ["0"])[:2]
-                level = {"down_blocks": int, "up_blocks": lambda n: levels - 1 - int(n)}.get(
-                    block, lambda _: levels - 1
-                )(number)
+                block, number = name.split(".")[:2]
+                level = levels - 1  # the middle block
+                if block == "down_blocks":
+                    level = int(number)
+                elif block == "up_blocks":
+                    level -= int(number)
                 tokens = (side >> level) ** 2
                 states[name] = rng.standard_normal((1, tokens, shape[1])).astype(ml_dtypes.bfloat16)
         person = Identity(
