@@ -233,7 +233,7 @@ def compile_twice(bench: Bench) -> Outcome:
         raise RuntimeError("the compilation cache holds no file, so nothing was read from it")
     cold, cached = seconds
     return Outcome(
-        f"{cold:.1f} s anew, {cached:.1f} s from the cache ({size / 1e6:.0f} MB)",
+        f"{cold:.1f} s anew, {cached:.1f} s from the cache ({size / 1e6:.1f} MB)",
         {"cold_seconds": cold, "cached_seconds": cached, "cache_bytes": size},
     )
 
@@ -274,7 +274,6 @@ def train(bench: Bench, batch: int, *, remat: bool) -> Outcome:
     jitted = shard_step(step, make_mesh(devices=[bench.device]), frozen)
     key = jax.random.key(0)
     compiled, compile_seconds = _compile(jitted, (state, frozen, inputs, key))
-    state, inputs, key = jax.device_put((state, inputs, key), compiled.input_shardings[0][0::2])
 
     def call() -> Any:
         nonlocal state
