@@ -28,6 +28,9 @@ from typing import Any
 
 # So that PyTorch, in a process beside, finds memory; and so that the peak says what was needed.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Part "right" compares with the CPU, which must stay available beside a platform that is named.
+if (_named := os.environ.get("JAX_PLATFORMS")) and "cpu" not in _named.split(","):
+    os.environ["JAX_PLATFORMS"] = f"{_named},cpu"
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))

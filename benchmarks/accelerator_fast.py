@@ -99,16 +99,16 @@ def rows(device: jax.Device, *, small: bool) -> list[Row]:
         return Row(name, "training", functools.partial(train, bench, batch, remat=remat))
 
     torch = _Torch(bench)
-    batches = (1, 2) if small else (1, 2, 4, 8, 16)
-    first = batches[-2]
+    batches = (1,) if small else (8, 4, 16, 2, 1)
+    first = batches[0]
     return [
         denoising(1, 1),
         denoising(1, 0),
         Row("decode", "decode", functools.partial(decode, bench)),
         Row("encode a person", "encode", functools.partial(encode, bench)),
+        training(first, remat=False),
         *(Row(f"PyTorch UNet, {name}", "torch", functools.partial(torch.row, name))
           for name in TORCH_ROWS),
-        training(first, remat=False),
         denoising(4, 1),
         Row("compile, cold and cached", "denoising", functools.partial(compile_twice, bench)),
         Row("input pipeline", "input", functools.partial(read_batches, bench)),
