@@ -1,6 +1,7 @@
 """Part "fast" of `accelerator.py`: what Stable Diffusion 1.5 costs on this device.
 
-Random weights, 512², the device's own 16-bit type; with `--small` a small model. Every time is the
+Random weights, 512², the type that is the device's default for sampling; with `--small` a small
+model. Weights lie and programs are compiled as the pipeline does it. Every time is the
 median of several calls after a warm-up, each waited for.
 """
 
@@ -19,16 +20,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from benchmarks.accelerator_models import (
     normal,
     random_base,
     random_faces,
     random_like,
-    sixteen_bits,
     source,
 )
 from benchmarks.accelerator_report import MEASURED, Outcome, Row, Skip
+from fusionjax.backend.devices import compiler_options, default_dtype, weight_format
 from fusionjax.base import BaseModel
 from fusionjax.sharding import make_mesh
 from fusionjax.unet import FusionUNet
@@ -49,14 +51,24 @@ class Bench:
 
     def __init__(self, device: jax.Device, *, small: bool) -> None:
         self.device, self.small = device, small
-        self.dtype = sixteen_bits(device)
-        self.dtype_name = jnp.dtype(self.dtype).name
+        self.dtype_name: Any = default_dtype([device])
+        self.dtype = jnp.dtype(self.dtype_name)
         self.repeat_seconds = 0.2 if small else 5.0
 
     @functools.cached_property
     def base(self) -> BaseModel:
-        """All three models."""
-        return random_base(self.dtype, small=self.small, parts=("unet", "vae", "text_encoder"))
+        """All three models, their weights as the pipeline places them."""
+        base = random_base(self.dtype, small=self.small, parts=("unet", "vae", "text_encoder"))
+        here = SingleDeviceSharding(self.device)
+        params = jax.tree.map(
+            lambda leaf: jax.device_put(leaf, weight_format(leaf, here, self.device)), base.params
+        )
+        return dataclasses.replace(base, params=params)
+
+    @functools.cached_property
+    def frozen_unet(self) -> Any:
+        """The UNet's weights as training places them."""
+        return random_base(self.dtype, small=self.small, parts=("unet",)).params["unet"]
 
     @functools.cached_property
     def unet(self) -> FusionUNet:
@@ -133,8 +145,10 @@ def denoising_program(bench: Bench, batch: int, photos: int) -> tuple[Any, tuple
     text = normal(1, (2 * batch, 77, unet.unet.cross_attention_dim), bench.dtype)
 
     def steps(params: Any, latents: Any, text: Any, faces: Any, times: Any) -> Any:
+        tokens = unet.text_tokens(params, text)
+
         def step(latents: Any, t: Any) -> tuple[Any, None]:
-            answers = unet(params, jnp.tile(latents, (2, 1, 1, 1)), t, text, faces)
+            answers = unet(params, jnp.tile(latents, (2, 1, 1, 1)), t, tokens, faces)
             without, with_all = jnp.split(answers, 2)
             return latents - (without + GUIDANCE * (with_all - without)) / STEPS, None
 
@@ -147,9 +161,9 @@ def denoising_program(bench: Bench, batch: int, photos: int) -> tuple[Any, tuple
 def denoise(bench: Bench, batch: int, photos: int) -> Outcome:
     """Guided denoising steps a second."""
     program, arguments = denoising_program(bench, batch, photos)
-    compiled, compile_seconds = _compile(program, arguments)
+    compiled, compile_seconds = _compile(program, arguments, compiler_options(bench.device))
     seconds = bench.median_seconds(lambda: compiled(*arguments)) / STEPS
-    data = {
+    data: dict[str, Any] = {
         "steps_per_second": 1 / seconds,
         "pictures_steps_per_second": batch / seconds,
         "compile_seconds": compile_seconds,
@@ -186,9 +200,10 @@ def encode(bench: Bench) -> Outcome:
 
 
 def _one_program(bench: Bench, function: Callable[..., Any], arguments: Any) -> Outcome:
-    compiled, compile_seconds = _compile(jax.jit(function), arguments)
+    options = compiler_options(bench.device)
+    compiled, compile_seconds = _compile(jax.jit(function), arguments, options)
     seconds = bench.median_seconds(lambda: compiled(*arguments))
-    data = {"median_seconds": seconds, "compile_seconds": compile_seconds}
+    data: dict[str, Any] = {"median_seconds": seconds, "compile_seconds": compile_seconds}
     data |= bench.memory(compiled)
     text = (
         f"{seconds:.4f} s, compiled in {compile_seconds:.0f} s, "
@@ -197,9 +212,11 @@ def _one_program(bench: Bench, function: Callable[..., Any], arguments: Any) -> 
     return Outcome(text, data)
 
 
-def _compile(program: Any, arguments: tuple[Any, ...]) -> tuple[Any, float]:
+def _compile(
+    program: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None = None
+) -> tuple[Any, float]:
     began = time.perf_counter()
-    compiled = program.lower(*arguments).compile()
+    compiled = program.lower(*arguments).compile(compiler_options=options or None)
     return compiled, time.perf_counter() - began
 
 
@@ -222,7 +239,7 @@ def compile_twice(bench: Bench) -> Outcome:
             for _ in range(2):
                 jax.clear_caches()
                 compilation_cache.reset_cache()
-                seconds.append(_compile(program, arguments)[1])
+                seconds.append(_compile(program, arguments, compiler_options(bench.device))[1])
             files = [path for path in Path(folder).rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)
         finally:
@@ -261,7 +278,7 @@ def train(bench: Bench, batch: int, *, remat: bool) -> Outcome:
 
     objective = _objective(bench, batch, remat=remat)
     config = objective.config
-    frozen = {"unet": bench.base.params["unet"]}
+    frozen = {"unet": bench.frozen_unet}
     inputs = {
         name: normal(number, shape.shape, shape.dtype)
         for number, (name, shape) in enumerate(objective.batch_shapes().items())
@@ -284,7 +301,7 @@ def train(bench: Bench, batch: int, *, remat: bool) -> Outcome:
     metrics = call()
     if not np.isfinite(float(metrics["loss"])):
         raise RuntimeError(f"the loss is {float(metrics['loss'])}")
-    data = {
+    data: dict[str, Any] = {
         "pictures_per_second": batch / seconds,
         "step_seconds": seconds,
         "compile_seconds": compile_seconds,

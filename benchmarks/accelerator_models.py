@@ -13,9 +13,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.unet import SMALL
+from fusionjax.abstract_base import abstract_base
+from fusionjax.backend.devices import default_dtype
 from fusionjax.base import BaseModel
 from fusionjax.unet import Faces, FusionUNet
-from train.abstract_base import abstract_base
 
 _SMALL = {
     "unet": {**SMALL, "sample_size": 16, "attention_head_dim": 4},
@@ -57,16 +58,15 @@ def source(*, small: bool) -> str:
 _KEPT: list[Any] = []  # temporary folders, until the process ends
 
 
-def sixteen_bits(device: jax.Device) -> Any:
-    """The 16-bit type that a device is fast in: bfloat16, float16 before Ampere."""
-    capability = str(getattr(device, "compute_capability", "8.0"))
-    old = device.platform == "gpu" and float(capability.partition(".")[0]) < 8
-    return jnp.float16 if old else jnp.bfloat16
+def sixteen_bits(device: jax.Device) -> str:
+    """The 16-bit type that a device is fast in; a CPU is in neither."""
+    own = default_dtype([device])
+    return "bfloat16" if own == "float32" else own
 
 
 def random_base(dtype: Any, *, small: bool, parts: tuple[str, ...]) -> BaseModel:
     """A base model whose named parts have random weights on the default device."""
-    base = abstract_base(source(small=small), dtype)
+    base = abstract_base(source(small=small), jnp.dtype(dtype))
     return dataclasses.replace(
         base, params={part: random_like(base.params[part]) for part in parts}
     )

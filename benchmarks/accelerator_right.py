@@ -6,6 +6,7 @@ correct programs give, with room: see the constant beside each check.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ def arithmetics(device: jax.Device) -> tuple[Arithmetic, ...]:
 
     On a CPU the first two would be compared with themselves.
     """
-    dtype = jnp.dtype(sixteen_bits(device)).name
+    dtype = sixteen_bits(device)
     all_of_them = (
         Arithmetic("float32, highest precision", "float32", "highest", 2e-3, 0.25, 1e-3),
         Arithmetic("float32, default precision", "float32", "default", 0.15, 6.0, 0.02),
@@ -62,16 +63,17 @@ def rows(device: jax.Device, *, small: bool) -> list[Row]:
     """All checks, those of a whole person's picture between the two halves of attention's."""
     attention = accelerator_attention.rows(device, small=small)
     models = []
+    check: Callable[..., Outcome]
     for arithmetic in arithmetics(device):
         for name, check in (("picture", check_picture), ("training", check_training)):
             if name == "training" and arithmetic.name.endswith("default precision"):
                 continue  # who trains quickly trains in 16 bits
             measure = functools.partial(check, device, arithmetic, small=small)
             models.append(Row(f"mini model's {name}, {arithmetic.name}", name, measure))
-    dtype = jnp.dtype(sixteen_bits(device)).name
+    dtype = sixteen_bits(device)
     size = "small" if small else "full-size"
     for name, check in (("UNet step with a face", check_unet), ("VAE decode", check_decode)):
-        measure = functools.partial(check, sixteen_bits(device), small=small)
+        measure = functools.partial(check, dtype, small=small)
         models.append(Row(f"{size} {name}, {dtype}", name, measure))
     first = len(attention) // 3
     return [*attention[:first], *models, *attention[first:]]

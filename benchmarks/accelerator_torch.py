@@ -57,7 +57,7 @@ def main() -> None:
     config = {"sample_size": side, "cross_attention_dim": words, "attention_head_dim": 8}
     config |= SMALL if args.small else {}
     with torch.device("meta"):  # their own initialisation takes minutes
-        unet = UNet2DConditionModel(**config)
+        unet: Any = UNet2DConditionModel(**config)
     unet = unet.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     for name, parameter in unet.named_parameters():
         if parameter.ndim == 1:
@@ -81,7 +81,7 @@ def main() -> None:
                 torch.cuda.synchronize()
 
         steps()
-        seconds = []
+        seconds: list[float] = []
         while len(seconds) < 3 or (sum(seconds) < 3 and len(seconds) < 20 and not args.small):
             began = time.perf_counter()
             steps()
