@@ -350,9 +350,7 @@ def check_formula(case: Case) -> Outcome:
         of_scores = weights * (of_weights - np.einsum("bqnd,bqnd->bnq", slope, out)[..., None])
         return out, scale * np.einsum("bnqk,bknd->bqnd", of_scores, key)
 
-    parts: list[tuple[np.ndarray, ...]] = [
-        (host["key"], host["value"], np.zeros((PICTURES, len(some), case.keys)))
-    ]
+    parts: list[Any] = [(host["key"], host["value"], np.zeros((PICTURES, len(some), case.keys)))]
     if case.references:
         faces = (host[f"face {name}"] for name in ("key", "value"))
         joined = [x.reshape(PICTURES, -1, HEADS, case.features) for x in faces]

@@ -54,8 +54,13 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(0)
     side, words = (16, 64) if args.small else (64, 768)
-    config = {"sample_size": side, "cross_attention_dim": words, "attention_head_dim": 8}
-    config |= SMALL if args.small else {}
+    config: dict[str, Any] = {
+        "sample_size": side,
+        "cross_attention_dim": words,
+        "attention_head_dim": 8,
+    }
+    if args.small:
+        config |= SMALL
     with torch.device("meta"):  # their own initialisation takes minutes
         unet: Any = UNet2DConditionModel(**config)
     unet = unet.to(dtype).to_empty(device=device).eval().requires_grad_(False)
