@@ -361,7 +361,8 @@ def check_formula(case: Case) -> Outcome:
             np.concatenate(keys, 1), np.concatenate(values, 1), np.concatenate(biases, -1), slope_
         )
     else:
-        out, of_query = attend(*parts[0], slope_)
+        key, value, of_keys = parts[0]
+        out, of_query = attend(key, value, of_keys, slope_)
         strongest = of_photos.max(-1, keepdims=True)
         factor = np.exp(strongest)[..., None]
         key, value, of_keys = parts[1]
