@@ -3,7 +3,6 @@
 Without it an adapter could learn to copy pixels from the photo into the picture.
 """
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -32,6 +31,8 @@ def face_square(
     Raises:
         ValueError: if the box is empty or outside the picture.
     """
+    import cv2  # here: training on cached latents needs none of it
+
     height, width = image.shape[:2]
     top, left, bottom, right = (
         float(v) * size for v, size in zip(np.clip(box, 0, 1), (height, width) * 2, strict=True)
@@ -60,6 +61,8 @@ def augment(
     Returns:
         The picture, same size.
     """
+    import cv2
+
     height, width = image.shape[:2]
     if rng.random() < 0.5:
         image = np.ascontiguousarray(image[:, ::-1])

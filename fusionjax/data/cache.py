@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jaxtyping import Float, Int
@@ -108,6 +107,8 @@ def write_cache(
             much was skipped.
     """
     folder = Path(folder)
+    import grain  # here: only making a cache needs it
+
     if folder.exists():
         raise UserError(f"{str(folder)!r} already exists; remove it or name another folder")
     if not len(source):

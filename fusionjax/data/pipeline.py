@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import grain
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -86,6 +84,8 @@ def decode_image(encoded: Any) -> UInt8[np.ndarray, "H W 3"]:
     """
     if isinstance(encoded, np.ndarray) and encoded.dtype == np.uint8 and encoded.ndim == 3:
         return encoded
+    import cv2  # here: training on cached latents decodes nothing
+
     if isinstance(encoded, io.IOBase):
         encoded = encoded.read()
     encoded = bytes(encoded)
@@ -141,6 +141,8 @@ class Batches(Iterator[Example]):
         Raises:
             UserError: if a batch cannot be filled or shared out.
         """
+        import grain  # here: only reading batches needs it
+
         processes = jax.process_count()
         if batch_size % processes:
             raise UserError(

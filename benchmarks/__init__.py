@@ -1,0 +1,1 @@
+"""What fusionjax costs, and whether a device computes it rightly; each file is a command."""
