@@ -118,6 +118,19 @@ def test_the_papers_run_trains_24780800_parameters():
     assert objective.batch_shapes()["latents"].shape == (16, 64, 64, 4)
 
 
+def test_a_device_without_enough_memory_is_told_with_what_helps(monkeypatch, capsys):
+    def no_memory(config):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr("train.loop.run", no_memory)
+    assert main(["mini", "--batch-size", "64"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: batch_size 64 does not fit the memory of 8 × cpu; use a smaller")
+    assert "remat" in told
+    assert "mesh.fsdp" in told
+    assert told.count("\n") == 1
+
+
 def test_a_dry_run_needs_no_weights_and_no_data(tmp_path):
     tiny_base().save_pretrained(tmp_path / "base", dtype=np.float32)
     for file in tmp_path.rglob("*.safetensors"):

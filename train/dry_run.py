@@ -13,12 +13,7 @@ from fusionjax.backend.targets import Target
 from fusionjax.sharding import make_mesh
 from train.config import AdapterRun, RunConfig
 from train.objectives import Objective, make_objective
-from train.step import init_state, make_optimizer, make_step, shard_step
-
-_REMEDY = (
-    "use a smaller batch_size or more optimizer.accumulate_steps, remat, or split the frozen "
-    "weights with mesh.fsdp"
-)
+from train.step import LESS_MEMORY, init_state, make_optimizer, make_step, shard_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +64,7 @@ def dry_run(config: RunConfig, target: Target | None = None) -> StepNeeds:
     what = f"a step of batch_size {config.batch_size}"
     seconds = None
     if target is not None:
-        check_fits(needs, target.chip, what, _REMEDY)
+        check_fits(needs, target.chip, what, LESS_MEMORY)
         seconds = needs.seconds(target.chip, in_16_bits=config.precision != "float32")
     return StepNeeds(
         trained_parameters=count(params),
@@ -105,7 +100,7 @@ def compile_step(config: RunConfig, objective: Objective, mesh: Mesh) -> tuple[A
         state, objective.frozen, objective.batch_shapes(), jax.eval_shape(lambda: jax.random.key(0))
     )
     what = f"a step of batch_size {config.batch_size}"
-    compiled, needs = compile_for(traced, mesh.size, mesh.devices.flat[0], what, _REMEDY)
+    compiled, needs = compile_for(traced, mesh.size, mesh.devices.flat[0], what, LESS_MEMORY)
     return compiled, params, needs
 
 

@@ -109,11 +109,11 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
     use_compilation_cache()
     join(config.distributed)
     if jax.process_count() == 1:
-        with full_disk_told():
+        with full_disk_told(), _full_memory_told(config):
             run(config)
         return 0
     try:
-        with full_disk_told():
+        with full_disk_told(), _full_memory_told(config):
             run(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -130,6 +130,26 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
         traceback.print_exc()
         leave_the_others(1)
     return 0
+
+
+@contextlib.contextmanager
+def _full_memory_told(config):  # type: ignore[no-untyped-def]
+    """Raises UserError where a device's memory does not suffice, with what would help."""
+    import jax
+
+    from fusionjax.errors import UserError
+    from train.step import LESS_MEMORY
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"batch_size {config.batch_size} does not fit the memory of {jax.device_count()} × "
+            f"{jax.devices()[0].device_kind}; {LESS_MEMORY} "
+            f"({str(error).splitlines()[0][:200]})"
+        ) from None
 
 
 def _trial(arguments: list[str]) -> tuple[list[str], bool, str | None]:

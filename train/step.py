@@ -18,6 +18,12 @@ from fusionjax.backend.compilation import compiler_options
 from fusionjax.sharding import batch_sharding, frozen_sharding, replicated
 from train.config import OptimizerConfig, Precision
 
+# What makes a step that does not fit a device smaller.
+LESS_MEMORY = (
+    "use a smaller batch_size or more optimizer.accumulate_steps, remat, or split the frozen "
+    "weights with mesh.fsdp"
+)
+
 Params = Any
 Batch = dict[str, jax.Array]
 # Each is a mean over the batch. A mean over a share of the batch is its sum over that share
