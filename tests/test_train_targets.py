@@ -40,7 +40,7 @@ def test_an_unknown_target_suggests_the_right_ones(name, message):
 
 @pytest.mark.parametrize(
     ("name", "package", "extra", "devices"),
-    [("v5e:2x4", "libtpu", "tpu", 8), ("v100:2", "jax_plugins.xla_cuda12", "v100", 2)],
+    [("v5e:2x4", "libtpu", "tpu", 8), ("v100:2", "jax_plugins.xla_cuda12", "cuda12-v100", 2)],
 )
 def test_a_target_is_devices_or_says_what_to_install(name, package, extra, devices):
     if is_installed(package):
