@@ -5,16 +5,18 @@ Gradients, moments and averages exist for `params` alone; `frozen` is only read.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from fusionjax.sharding import batch_sharding, frozen_sharding, replicated
+from fusionjax.sharding import batch_sharding, frozen_sharding, keep_batch_split, replicated
 from train.config import OptimizerConfig, Precision
 
 Params = Any
@@ -171,8 +173,14 @@ def shard_step(step: Callable[..., Any], mesh: Mesh, frozen: Any) -> Any:
         The jitted step.
     """
     everywhere = replicated(mesh)
+
+    @functools.wraps(step)
+    def split_by_batch(*arguments: Any) -> Any:
+        with nn.intercept_methods(keep_batch_split(mesh)):
+            return step(*arguments)
+
     return jax.jit(
-        step,
+        split_by_batch if mesh.shape["fsdp"] > 1 else step,
         in_shardings=(everywhere, frozen_sharding(mesh, frozen), batch_sharding(mesh), None),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,

@@ -118,7 +118,9 @@ def _v100(count: int) -> list[jax.Device]:
             platform="cuda", topology_name=layout, topology=layout, target_config=text
         )
         return list(described.devices)
-    raise UserError(f"--target v100:{count} needs CUDA 12's compiler; pip install -e '.[cuda12-v100]'")
+    raise UserError(
+        f"--target v100:{count} needs CUDA 12's compiler; pip install -e '.[cuda12-v100]'"
+    )
 
 
 def _proto(fields: dict[str, Any]) -> str:
