@@ -1,6 +1,6 @@
 """What every program needs on every kind of hardware, compiled without any of it.
 
-    python benchmarks/compiled.py                       # needs pip install -e '.[v100,tpu]'
+    python benchmarks/compiled.py                       # needs pip install -e '.[cuda12-v100,tpu]'
     python benchmarks/compiled.py --targets a100 h100   # a minute each; a TPU ten
 
 Sampling (Stable Diffusion 1.5, one picture of 512×512 with a photo on each device, guidance, the

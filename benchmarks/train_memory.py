@@ -1,7 +1,7 @@
 """What a training step needs on hardware that is not here: memory and arithmetic of a device.
 
-    python benchmarks/train_memory.py sd15_v100 v100:2          # needs pip install -e '.[v100]'
-    python benchmarks/train_memory.py sd15_tpu_v5e v5e:2x4      # needs pip install -e '.[tpu]'
+    python benchmarks/train_memory.py sd15_v100 v100:2      # needs pip install -e '.[cuda12-v100]'
+    python benchmarks/train_memory.py sd15_tpu_v5e v5e:2x4  # needs pip install -e '.[tpu]'
 
 Compiles the configuration's step with the target's own compiler for every batch size, with and
 without rematerialisation, and prints a Markdown table. Each row is a process of its own and is

@@ -5,8 +5,10 @@ trained (kf, vf: 99 MB in float32 for SD 1.5) is replicated, so a step needs one
 gradient all-reduces and no all-gather of activations.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -79,6 +81,31 @@ def frozen_sharding(mesh: Mesh, tree: Any, *, smallest: int = 2**16) -> Any:
         return replicated(mesh)
 
     return jax.tree.map(lambda x: weight_format(x, spread(x), device), tree)
+
+
+def keep_batch_split(mesh: Mesh) -> Callable[..., Any]:
+    """An interceptor for Flax modules: what a layer with frozen weights reads stays split by batch.
+
+    Where a kernel is split over `fsdp`, the compiler could as well split what the layer reads, or
+    its gradient, by channels, and gather activations of the whole batch for that. (jax 0.12 does.)
+
+    Args:
+        mesh: the mesh.
+
+    Returns:
+        For `flax.linen.intercept_methods`.
+    """
+    sharding = batch_sharding(mesh)
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.Conv | nn.Dense) and context.method_name == "__call__":
+            x, *rest = args
+            if x.shape[0] % mesh.size == 0:  # not so the one empty prompt
+                x = jax.lax.with_sharding_constraint(x, sharding)
+            return call(x, *rest, **kwargs)
+        return call(*args, **kwargs)
+
+    return intercept
 
 
 def of_all_processes(text: str) -> list[str]:

@@ -19,3 +19,17 @@ import pytest
 @pytest.fixture(autouse=True, scope="session")
 def _strict_jax():
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Where PyTorch is not installed, a test module that imports it is skipped, and counted.
+
+    `without_torch.py` watches that nothing but tests needs it.
+    """
+    report = yield
+    error = report.call.excinfo and report.call.excinfo.value.__cause__
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "peft"):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: no module named {error.name!r}")
+    return report

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from diffusers import FlaxUNet2DConditionModel
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -41,6 +40,7 @@ def way(request, monkeypatch):
 
 def in_float64(x, kernel, *, doubled):
     """PyTorch's convolution, and its gradients for the sum of squared outputs."""
+    torch = pytest.importorskip("torch")
     x, kernel = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, kernel))
     picture = x.permute(0, 3, 1, 2)
     if doubled:

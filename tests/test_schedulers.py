@@ -54,8 +54,8 @@ def torch_trajectory(*arguments):
 
 def _torch_trajectory(name, prediction, steps, start, noises):
     import diffusers
-    import torch
 
+    torch = pytest.importorskip("torch")
     kind, options = TORCH[name]
     config = {**SD15, "prediction_type": prediction}
     scheduler = getattr(diffusers, kind).from_config(config, **options)

@@ -47,9 +47,9 @@ def test_an_unknown_target_suggests_the_right_ones(name, message):
         ("v5e", "libtpu", "tpu", 1),
         ("v5p:4", "libtpu", "tpu", 4),
         ("v6e:8", "libtpu", "tpu", 8),
-        ("v100:2", "jax_plugins.xla_cuda12", "v100", 2),
-        ("a100", "jax_plugins.xla_cuda12", "v100", 1),
-        ("h100:8", "jax_plugins.xla_cuda12", "v100", 8),
+        ("v100:2", "jax_plugins.xla_cuda12", "cuda12-v100", 2),
+        ("a100", "jax_plugins.xla_cuda12", "cuda12", 1),
+        ("h100:8", "jax_plugins.xla_cuda12", "cuda12", 8),
     ],
 )
 def test_a_target_is_devices_or_says_what_to_install(name, package, extra, devices):

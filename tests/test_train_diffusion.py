@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from diffusers import DDPMScheduler
 
 from fusionjax.diffusion import (
@@ -34,6 +33,7 @@ def latents():
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_matches_the_pytorch_scheduler(schedule, latents):
+    torch = pytest.importorskip("torch")
     reference = DDPMScheduler.from_config(schedule.to_config())
     clean, noise = latents
     last = schedule.num_train_timesteps - 1

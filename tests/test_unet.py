@@ -8,18 +8,16 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-import torch
 from diffusers import FlaxUNet2DConditionModel, UNet2DConditionModel
 from diffusers.configuration_utils import flax_register_to_config
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusionjax.errors import UserError
 from fusionjax.interop.configs import unet_from_config
-from fusionjax.interop.names import to_flax_layout, torch_names
+from fusionjax.interop.names import to_torch_layout, torch_names
 from fusionjax.unet import FusionOptions, FusionUNet
-from tests.equations import Literal
-from tests.torch_reference import UNET_SD15, randomise
+from tests.tiny import random_params
 
 SMALL = {
     "sample_size": 16,
@@ -30,8 +28,7 @@ SMALL = {
     "attention_head_dim": 4,
     "cross_attention_dim": 24,
 }
-
-
+SD15 = {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768}
 TINY = SMALL | {
     "block_out_channels": (32, 32),
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -40,18 +37,13 @@ TINY = SMALL | {
 
 
 class World:
-    """One random UNet in both frameworks, with kf, vf, photos, latents and texts."""
+    """One random UNet, in both frameworks where there is PyTorch, with all that it is given."""
 
     def __init__(self, config, *, height, width, references, seed=0):
-        self.torch_unet = randomise(UNet2DConditionModel(**config), seed)
-        self.unet = unet_from_config(dict(self.torch_unet.config), "the test UNet")
-        state = self.torch_unet.state_dict()
-        self.params = unflatten_dict(
-            {
-                path: jnp.asarray(to_flax_layout(path, state[name].numpy(), len(shape)))
-                for name, (path, shape) in torch_names(self.unet).items()
-            }
-        )
+        self.config = config
+        self.unet = unet_from_config(config, "the test UNet")
+        shapes = jax.eval_shape(self.unet.init_weights, jax.random.key(0))
+        self.params = random_params(shapes, seed)
         self.fused = FusionUNet(self.unet)
         rng = np.random.default_rng(seed)
         self.fusion = jax.tree.map(
@@ -66,7 +58,22 @@ class World:
         self.timesteps = jnp.array([601, 601])
         self._compiled = {}
 
+    @functools.cached_property
+    def torch_unet(self):
+        torch = pytest.importorskip("torch")
+        params = flatten_dict(self.params)
+        state = {
+            name: torch.tensor(to_torch_layout(path, np.asarray(params[path])))
+            for name, (path, _) in torch_names(self.unet).items()
+        }
+        unet = UNet2DConditionModel(**self.config)
+        unet.load_state_dict(state)
+        return unet.eval().requires_grad_(False)
+
     def literal(self, strength, owner=None, masks=None, decoupled=False, photo_timestep=0):
+        torch = pytest.importorskip("torch")
+        from tests.equations import Literal
+
         oracle = Literal(
             self.torch_unet,
             {
@@ -108,6 +115,10 @@ class World:
             return fused(params, latents, self.timesteps, self.text, faces)
 
         return paint
+
+    def base(self):
+        paint = jax.jit(self.fused)
+        return np.asarray(paint(self.params, self.latents, self.timesteps, self.text))
 
     def states(self):
         photos = _twice(self.photos)
@@ -188,16 +199,19 @@ def test_matched_passes_the_photos_at_the_image_timestep(world):
     assert relative(matched, world.ours(strength)) > 1e-3
 
 
-@pytest.mark.parametrize("fusion", ["concat", "decoupled"])
-def test_strength_zero_is_the_base_model(world, fusion):
-    fused = FusionUNet(world.unet, FusionOptions(fusion=fusion))
-    base = np.asarray(jax.jit(fused)(world.params, world.latents, world.timesteps, world.text))
+def test_without_faces_it_is_pytorchs_unet(world):
+    torch = pytest.importorskip("torch")
     with torch.no_grad():
         latents, text = (torch.tensor(np.asarray(x)) for x in (world.latents, world.text))
         theirs = world.torch_unet(latents.movedim(-1, 1), 601, text).sample
-    assert relative(base, theirs.movedim(1, -1).numpy()) < 1e-4
+    assert relative(world.base(), theirs.movedim(1, -1).numpy()) < 1e-4
+
+
+@pytest.mark.parametrize("fusion", ["concat", "decoupled"])
+def test_strength_zero_is_the_base_model(world, fusion):
+    fused = FusionUNet(world.unet, FusionOptions(fusion=fusion))
     hidden = world.ours((0.0, 0.0, 0.0), fused=fused)
-    assert relative(hidden, base) < 3e-5
+    assert relative(hidden, world.base()) < 3e-5
 
 
 def test_the_order_of_references_does_not_matter(world):
@@ -542,5 +556,6 @@ def test_options_round_trip():
 @pytest.mark.slow
 def test_full_size_equals_the_equations():
     """SD 1.5's own size against PyTorch; about 10 GiB and three minutes."""
-    world = World(UNET_SD15, height=64, width=64, references=1)
+    pytest.importorskip("torch")
+    world = World(SD15, height=64, width=64, references=1)
     assert relative(world.ours([1.0]), world.literal([1.0])) < 1e-4

@@ -5,9 +5,11 @@ Gradients, moments and averages exist for `params` alone; `frozen` is only read.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from fusionjax.backend.compilation import compiler_options
-from fusionjax.sharding import batch_sharding, frozen_sharding, replicated
+from fusionjax.sharding import batch_sharding, frozen_sharding, keep_batch_split, replicated
 from train.config import OptimizerConfig, Precision
 
 # What makes a step that does not fit a device smaller.
@@ -178,8 +180,14 @@ def shard_step(step: Callable[..., Any], mesh: Mesh, frozen: Any) -> Any:
         The jitted step.
     """
     everywhere = replicated(mesh)
+
+    @functools.wraps(step)
+    def split_by_batch(*arguments: Any) -> Any:
+        with nn.intercept_methods(keep_batch_split(mesh)):
+            return step(*arguments)
+
     return jax.jit(
-        step,
+        split_by_batch if mesh.shape["fsdp"] > 1 else step,
         in_shardings=(everywhere, frozen_sharding(mesh, frozen), batch_sharding(mesh), None),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,

@@ -193,7 +193,8 @@ def _gpus(name: str, chip: Chip, count: int) -> list[jax.Device]:
             platform="cuda", topology_name=layout, topology=layout, target_config=text
         )
         return list(described.devices)
-    raise UserError(f"--target {name} needs CUDA 12's compiler; pip install -e '.[v100]'")
+    extra = "cuda12-v100" if chip is _GPUS["v100"] else "cuda12"
+    raise UserError(f"--target {name} needs CUDA 12's compiler; pip install -e '.[{extra}]'")
 
 
 def _proto(fields: dict[str, Any]) -> str:
