@@ -2,6 +2,11 @@
 
 import difflib
 from collections.abc import Sequence
+from typing import Literal, get_args
+
+Fusion = Literal["concat", "decoupled"]
+Implementation = Literal["xla", "cudnn", "tpu"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 SCHEDULERS = (
     "ddim",

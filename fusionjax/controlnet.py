@@ -151,10 +151,10 @@ class ControlNet:
         self,
         params: Any,
         latents: Float[Array, "b h w c"],
-        timesteps: Float[Array, "b"],
+        timesteps: Float[Array, " b"],
         text: Float[Array, "b t d"],
         image: Float[Array, "b H W 3"],
-        strength: Float[Array, "b"],
+        strength: Float[Array, " b"],
     ) -> dict[str, Any]:
         """What is added to the UNet's skip connections.
 

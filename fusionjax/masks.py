@@ -18,7 +18,7 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Array, Float, Int
 
-from fusionjax.attention import INVISIBLE
+from fusionjax.backend.blockwise import INVISIBLE
 from fusionjax.errors import UserError
 
 

@@ -35,8 +35,9 @@ from PIL import Image
 from fusionjax import masks as masking
 from fusionjax import photos as photo_files
 from fusionjax import schedulers
-from fusionjax.attention import INVISIBLE, Implementation
+from fusionjax.backend.blockwise import INVISIBLE
 from fusionjax.base import BaseModel
+from fusionjax.choices import Implementation
 from fusionjax.errors import UserError
 from fusionjax.identity import THUMBNAIL_SIDE, Identity
 from fusionjax.interop.adapter_file import Adapter, check_fits

@@ -39,6 +39,7 @@ from jaxtyping import Array, Float, Int
 
 from fusionjax import attention as fused
 from fusionjax import masks as masking
+from fusionjax.choices import Fusion, Implementation
 from fusionjax.convolution import few_products
 from fusionjax.errors import UserError
 from fusionjax.flax_compat import unet_call_like_torch
@@ -69,14 +70,14 @@ class FusionOptions:
     """
 
     reference: Reference | str = "clean"
-    fusion: fused.Fusion | str = "concat"
+    fusion: Fusion | str = "concat"
     init: Initialisation | str = "self_attention"
     face_logit_bias: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("reference", get_args(Reference)),
-            ("fusion", get_args(fused.Fusion)),
+            ("fusion", get_args(Fusion)),
             ("init", get_args(Initialisation)),
         ):
             if getattr(self, name) not in choices:
@@ -144,7 +145,7 @@ class Faces:
     values: dict[str, Array]
     bias: dict[str, Array]
 
-    def with_strength(self, factor: Float[Array, ""] | Float[Array, "b"]) -> "Faces":
+    def with_strength(self, factor: Float[Array, ""] | Float[Array, " b"]) -> "Faces":
         """Multiplies every λ by `factor` ≥ 0, one number or one for each picture."""
         log = masking.log_strength(jnp.reshape(factor, (-1, 1, 1)))
         return dataclasses.replace(
@@ -193,7 +194,7 @@ class FusionUNet:
         unet: FlaxUNet2DConditionModel,
         options: FusionOptions | None = None,
         *,
-        attention: fused.Implementation | str | None = None,
+        attention: Implementation | str | None = None,
         remat: bool = False,
         mesh: Mesh | None = None,
     ) -> None:
@@ -254,7 +255,7 @@ class FusionUNet:
         unet_params: Params,
         latents: Float[Array, "b r h w c"],
         text: Float[Array, "#b t d"],
-        timesteps: Int[Array, "b"] | Float[Array, "b"] | None = None,
+        timesteps: Int[Array, " b"] | Float[Array, " b"] | None = None,
     ) -> ReferenceStates:
         """Runs photos through the frozen UNet and keeps hf, the input of every cross-attention.
 
@@ -370,7 +371,7 @@ class FusionUNet:
         self,
         unet_params: Params,
         latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, "b"] | Float[Array, "b"],
+        timesteps: Int[Array, " b"] | Float[Array, " b"],
         text: Float[Array, "b t d"],
         faces: Faces | None = None,
         *,
@@ -418,7 +419,7 @@ class FusionUNet:
         self,
         unet_params: Params,
         latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, "b"] | Float[Array, "b"],
+        timesteps: Int[Array, " b"] | Float[Array, " b"],
         text: Float[Array, "b t d"],
         faces: Faces,
     ) -> dict[str, Array]:

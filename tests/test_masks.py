@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusionjax.attention import INVISIBLE
+from fusionjax.backend.blockwise import INVISIBLE
 from fusionjax.errors import UserError
 from fusionjax.masks import check_masks, check_strength, layer_bias, log_strength, reduce_masks
 

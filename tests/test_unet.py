@@ -375,7 +375,9 @@ def test_the_step_has_no_gradient_of_frozen_weights_and_no_backward_through_the_
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_no_all_gather_with_the_batch_sharded(tiny, devices, monkeypatch):
-    monkeypatch.setattr("fusionjax.attention._DIRECT_SCORES", 0)  # the loops, not the short cut
+    monkeypatch.setattr(
+        "fusionjax.backend.blockwise.DIRECT_SCORES", 0
+    )  # the loops, not the short cut
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     batch = NamedSharding(mesh, PartitionSpec("data"))
     replicated = NamedSharding(mesh, PartitionSpec())

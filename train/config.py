@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from fusionjax.attention import Implementation
+from fusionjax.choices import Implementation
 from fusionjax.errors import UserError, a_share, at_least
 from fusionjax.files import write_whole
 from fusionjax.unet import FusionOptions

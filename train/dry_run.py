@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from fusionjax.attention import default_implementation
+from fusionjax.backend.devices import default_implementation
 from fusionjax.errors import UserError
 from fusionjax.sharding import make_mesh
 from train.collectives import collectives

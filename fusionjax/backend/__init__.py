@@ -1,0 +1,1 @@
+"""What depends on the hardware or on diffusers' insides, below everything that is the method."""
