@@ -225,16 +225,16 @@ def _backward(
         of_bias = faces.reshape(*faces.shape[:-1], references, groups.face_length).sum(-1)
         weights, of_logits = (x.astype(query.dtype) for x in (weights, of_logits))
         # Keys come last: XLA on a CPU is slow where a product adds up over an array's rows.
-        of_key = sums[0] + scale * _transposed_product(query, of_logits)
-        of_value = sums[1] + _transposed_product(slope, weights)
+        of_key = sums[0] + scale * _product("...qd,...qk->...dk", query, of_logits)
+        of_value = sums[1] + _product("...qd,...qk->...dk", slope, weights)
         of_query = scale * _product("...qk,...kd->...qd", of_logits, key)
         return (of_key, of_value), (of_query.astype(query.dtype), of_bias)
 
     of_rows = (query, slope, log_sum[..., None], mean[..., None])
     rows = tuple(_to_blocks(x, blocks) for x in of_rows)
-    zeros = tuple(jnp.zeros(x.swapaxes(-1, -2).shape, jnp.float32) for x in (key, value))
+    of_key, of_value = (jnp.zeros_like(x.swapaxes(-1, -2), jnp.float32) for x in (key, value))
     sums, (of_query, of_bias) = jax.lax.scan(
-        one_block, zeros, (*rows, _to_blocks(bias, blocks) if per_query else None)
+        one_block, (of_key, of_value), (*rows, _to_blocks(bias, blocks) if per_query else None)
     )
     of_key, of_value = (x.swapaxes(-1, -2).astype(key.dtype) for x in sums)
     return _from_blocks(of_query, queries), of_key, of_value, _from_blocks(of_bias, queries)
@@ -262,11 +262,6 @@ def pad(x: Array, axis: int, length: int) -> Array:
 
 def _product(axes: str, a: Array, b: Array) -> Array:
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
-
-
-def _transposed_product(a: Array, b: Array) -> Array:
-    """aᵀ b; `einsum` would choose which of them comes first."""
-    return jnp.matmul(a.swapaxes(-1, -2), b, preferred_element_type=jnp.float32)
 
 
 def _attend(
