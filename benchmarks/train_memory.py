@@ -31,20 +31,21 @@ def compile_row(config_name: str, target_name: str, images: int, remat: bool) ->
         remat: whether only block outputs are kept for the backward pass.
 
     Returns:
-        As `train.dry_run.dry_run`, with `seconds` to compile.
+        `Needs` as a dictionary, with `seconds` to compile and `step_seconds` to expect.
     """
     import dataclasses
 
+    from fusionjax.backend.targets import target
     from train.dry_run import dry_run
     from train.main import read_config
-    from train.targets import target
 
     hardware, config = target(target_name), read_config([config_name])
     batch_size = images * len(hardware.devices) * config.optimizer.accumulate_steps
     config = dataclasses.replace(config, batch_size=batch_size, remat=remat)
     start = time.perf_counter()
-    needs = dry_run(config, hardware)
-    return needs | {"batch_size": batch_size, "seconds": time.perf_counter() - start}
+    run = dry_run(config, hardware)
+    told = dataclasses.asdict(run.needs) | {"batch_size": batch_size}
+    return told | {"seconds": time.perf_counter() - start, "step_seconds": run.seconds}
 
 
 def in_a_process(key: Row) -> Row:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -23,6 +24,7 @@ from safetensors.numpy import save_file
 
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.errors import UserError
+from fusionjax.flax_compat import decoder_ends_in_float32
 from fusionjax.interop import configs, names, sources
 from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.interop.load import Change, fill
@@ -216,11 +218,13 @@ class BaseModel:
             latents: as `encode_image` returns them.
 
         Returns:
-            Images, nominally in [-1, 1] but not clipped.
+            Images, nominally in [-1, 1] but not clipped; float32, and so is the computation from
+            the decoder's last norm on.
         """
-        output = self.vae.apply(
-            {"params": params["vae"]}, latents / self.vae.scaling_factor, method=self.vae.decode
-        )
+        with nn.intercept_methods(decoder_ends_in_float32):
+            output = self.vae.apply(
+                {"params": params["vae"]}, latents / self.vae.scaling_factor, method=self.vae.decode
+            )
         return output.sample.transpose(0, 2, 3, 1)
 
 

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class NotFiniteWarning(UserWarning):
+    """A picture that a number type could not hold: decoded again, or left out."""
+
+
 def at_least(minimum: float, **values: float) -> None:
     """Checks arguments.
 

@@ -1,4 +1,4 @@
-"""Makes diffusers 0.39's Flax UNet compute what PyTorch's does, from outside.
+"""Changes from outside what diffusers 0.39's Flax classes compute.
 
 Diffusers' Flax UNet differs from its PyTorch twin in two places, both in the transformer blocks:
 the feed-forward's GELU is the tanh approximation (PyTorch: exact), and the GroupNorm before a
@@ -38,13 +38,36 @@ def unet_call_like_torch(
     return next_function(*args, **kwargs)
 
 
+def decoder_ends_in_float32(
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
+    """A Flax interceptor under which a decoder's last norm and convolution are in float32.
+
+    There 16 bits would show: bfloat16 has fewer steps between -1 and 1 than a picture has levels.
+    """
+    module = context.module
+    ends = (("decoder", "conv_norm_out"), ("decoder", "conv_out"))
+    if context.method_name != "__call__" or module.path[-2:] not in ends:
+        return next_function(*args, **kwargs)
+    if module.is_initializing():
+        return next_function(*args, **kwargs)
+    in_float32 = module.clone(parent=None, dtype=jnp.float32)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), module.variables["params"])
+    return in_float32.apply({"params": params}, args[0].astype(jnp.float32))
+
+
 def _group_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, groups: int = 32
 ) -> jax.Array:
     """GroupNorm over [b, h, w, d], statistics in float32."""
     grouped = x.astype(jnp.float32).reshape(*x.shape[:3], groups, -1)
+    # Both sums in one pass, as Flax's own norms take them.
     mean = grouped.mean((1, 2, 4), keepdims=True)
-    variance = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
-    normalised = ((grouped - mean) * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape)
+    variance = jnp.square(grouped).mean((1, 2, 4), keepdims=True) - jnp.square(mean)
+    scaled = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+    normalised = ((grouped - mean) * scaled).reshape(x.shape)
     per_channel = (1, 1, 1, -1)
     return (normalised * scale.reshape(per_channel) + bias.reshape(per_channel)).astype(x.dtype)

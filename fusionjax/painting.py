@@ -9,6 +9,7 @@ guidance, s steps, r references, i identities, k tokens of a photo, t text token
 c latent channels, H W pixels, n heads, D d features.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from jaxtyping import Array
 
 from fusionjax import masks as masking
 from fusionjax import schedulers
+from fusionjax.backend.devices import compiler_options, weight_format
 from fusionjax.base import BaseModel
 from fusionjax.unet import Faces, FusionUNet
 
@@ -67,11 +69,17 @@ class Programs:
         return {"start_noise": jax.vmap(lambda seed: _normal(seed, 0, shape))(x["seeds"])}
 
     def look(self, params: Any, x: dict[str, Any], *, grid: tuple[int, int]) -> dict[str, Any]:
-        """What the UNet attends to: text [b, t, d], Kf and Vf [m, r, k, n, d], the masks' M."""
+        """What the UNet attends to: Kc, Vc [b, t, n, d], Kf, Vf [m, r, k, n, d], the masks' M."""
         b = x["ids"].shape[0]
         ids = jnp.concatenate([x["negative_ids"], x["ids"]])
-        text = self.base.encode_text(params["base"], ids)
-        look: dict[str, Any] = {"negative": text[:b], "positive": text[b:]}
+        text: Any = self.base.encode_text(params["base"], ids)
+        tokens = self.fusion.text_tokens(params["base"]["unet"], text)
+        look: dict[str, Any] = {
+            "negative": jax.tree.map(lambda array: array[:b], tokens),
+            "positive": jax.tree.map(lambda array: array[b:], tokens),
+        }
+        if self.controlnet is not None:  # it has keys and values of its own
+            look |= {"negative_states": text[:b], "positive_states": text[b:]}
         if "states" not in x:
             return look
         if x["states"]:
@@ -97,20 +105,20 @@ class Programs:
     def steps(
         self, params: Any, x: dict[str, Any], *, branches: int, in_negative: bool
     ) -> dict[str, Any]:
-        """Some steps of the sampler: a scan over `x["rows"]`."""
+        """Some steps of the sampler: the rows from `x["span"][0]` until `x["span"][1]`."""
         b, *shape = x["carry"].latents.shape
-        text = jnp.concatenate(
-            {
-                1: [x["positive"]],
-                2: [x["negative"], x["positive"]],
-                3: [x["negative"], x["positive"], x["positive"]],
-            }[branches]
-        )
+
+        def of_branches(negative: Any, positive: Any) -> Any:
+            parts = [*[negative] * (branches > 1), positive, *[positive] * (branches > 2)]
+            return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+        text = of_branches(x["negative"], x["positive"])
 
         def tiled(array: Array) -> Array:
             return jnp.tile(array, (branches, *[1] * (array.ndim - 1)))
 
-        def step(carry: schedulers.Carry, now: dict[str, Any]) -> tuple[schedulers.Carry, None]:
+        def step(index: Array, carry: schedulers.Carry) -> schedulers.Carry:
+            now = jax.tree.map(lambda column: column[index], x["rows"])
             row = now["row"]
             latents = tiled(carry.latents * row.input_scale)
             timesteps = jnp.full(branches * b, row.timesteps)
@@ -125,7 +133,7 @@ class Programs:
                     params["controlnet"],
                     latents,
                     timesteps,
-                    text,
+                    of_branches(x["negative_states"], x["positive_states"]),
                     tiled(x["control_image"]),
                     tiled(x["control_strength"]),
                 )
@@ -133,15 +141,16 @@ class Programs:
                 params["base"]["unet"], latents, timesteps, text, faces, **residuals
             )
             answer = jnp.einsum("gb,gbhwc->bhwc", x["mix"], answers.reshape(branches, b, *shape))
-            noise = jax.vmap(lambda seed: _normal(seed, now["index"] + 1, shape))(x["seeds"])
+            noise = jax.vmap(lambda seed: _normal(seed, index + 1, shape))(x["seeds"])
             carry = schedulers.advance(row, carry, answer, noise)
             if "known" in x:
                 level = row.next_clean * x["known"] + row.next_noise * x["start_noise"]
                 kept = x["keep"] * level + (1 - x["keep"]) * carry.latents
                 carry = carry._replace(latents=kept)
-            return carry, None
+            return carry
 
-        return {"carry": jax.lax.scan(step, x["carry"], x["rows"])[0]}
+        # The span is data: one program runs any number of rows.
+        return {"carry": jax.lax.fori_loop(x["span"][0], x["span"][1], step, x["carry"])}
 
     def _faces(self, params: Any, x: dict[str, Any], now: dict[str, Any]) -> Faces:
         """The faces at one step, for b pictures: log λ is added to the masks' M."""
@@ -187,14 +196,25 @@ class Programs:
         ]
         return {"share": jnp.mean(jnp.stack(resized), 0)}
 
-    def decode(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
-        """Latents → grey levels, one picture at a time: a large VAE holds no batch at once."""
+    def decode(self, params: Any, x: dict[str, Any], *, in_float32: bool = False) -> dict[str, Any]:
+        """Latents → grey levels, one picture at a time: a large VAE holds no batch at once.
 
-        def one(latents: Array) -> Array:
-            image = self.base.decode(params["base"], latents[None])[0]
-            return jnp.round((jnp.clip(image, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        `finite` tells of each picture whether it can be shown; `in_float32` decodes again what a
+        16-bit type could not hold.
+        """
+        base = self.base
+        if in_float32:
+            vae = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params["base"]["vae"])
+            params = {"base": {"vae": vae}}
+            base = dataclasses.replace(base, vae=base.vae.clone(dtype=jnp.float32))
 
-        return {"images": jax.lax.map(one, x["carry"].latents)}
+        def one(latents: Array) -> tuple[Array, Array]:
+            image = base.decode(params["base"], latents[None])[0]
+            levels = jnp.round((jnp.clip(image, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+            return levels, jnp.isfinite(image).all()
+
+        images, finite = jax.lax.map(one, x["carry"].latents)
+        return {"images": images, "finite": finite}
 
 
 class Runner:
@@ -226,12 +246,8 @@ class Runner:
 
         On several devices each paints its own pictures, without a word to the others.
         """
-        mesh = self._mesh(devices)
-        x = {key: value for key, value in x.items() if key in _READS[name]}
-        specs = _specs(x, devices)
-        placed = jax.tree.map(
-            lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), x, specs
-        )
+        shardings = self._shardings(name, devices, x)
+        placed = jax.tree.map(jax.device_put, {key: x[key] for key in shardings}, shardings)
         params = self._params(devices)
         leaves, structure = jax.tree.flatten(placed)
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
@@ -239,21 +255,58 @@ class Runner:
         if key not in self._compiled:
             if self.before_compiling is not None:
                 self.before_compiling(name)
-            program = functools.partial(getattr(self.programs, name), **static)
-            if devices > 1:
-                outputs = _specs(jax.eval_shape(program, params, placed), devices)
-                program = jax.shard_map(
-                    program,
-                    mesh=mesh,
-                    in_specs=(PartitionSpec(), specs),
-                    out_specs=outputs,
-                    check_vma=False,
-                )
             began = time.perf_counter()
-            self._compiled[key] = jax.jit(program).lower(params, placed).compile()
+            traced = self._traced(name, devices, params, placed, shardings, static)
+            options = compiler_options(self.devices[0])
+            self._compiled[key] = traced.lower().compile(compiler_options=options)
             self.compile_seconds += time.perf_counter() - began
             self.compilations += 1
         return self._compiled[key](params, placed)
+
+    def traced(self, name: str, devices: int, x: dict[str, Any], **static: Any) -> Any:
+        """A program that is not compiled yet, for inputs of which only shapes are known.
+
+        Args:
+            name: the program.
+            devices: how many of the runner's devices it is for.
+            x: `jax.ShapeDtypeStruct`s, or arrays, by name.
+            **static: as for `run`.
+
+        Returns:
+            What `jax.jit(…).trace` returns.
+        """
+        shardings = self._shardings(name, devices, x)
+        placed = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            {key: x[key] for key in shardings},
+            shardings,
+        )
+        shapes = jax.tree.map(
+            lambda leaf, how: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=how),
+            self._params_source,
+            self._params_formats(devices),
+        )
+        return self._traced(name, devices, shapes, placed, shardings, static)
+
+    def _traced(
+        self, name: str, devices: int, params: Any, x: Any, shardings: Any, static: dict[str, Any]
+    ) -> Any:
+        program = functools.partial(getattr(self.programs, name), **static)
+        if devices > 1:
+            program = jax.shard_map(
+                program,
+                mesh=self._mesh(devices),
+                in_specs=(PartitionSpec(), jax.tree.map(lambda how: how.spec, shardings)),
+                out_specs=_specs(jax.eval_shape(program, params, x), devices),
+                check_vma=False,
+            )
+        return jax.jit(program).trace(params, x)
+
+    def _shardings(self, name: str, devices: int, x: dict[str, Any]) -> dict[str, Any]:
+        """How each array that the program reads lies on the devices."""
+        mesh = self._mesh(devices)
+        read = {key: value for key, value in x.items() if key in _READS[name]}
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(read, devices))
 
     def _mesh(self, devices: int) -> Mesh:
         chosen = self.devices[:devices]
@@ -262,9 +315,15 @@ class Runner:
     def _params(self, devices: int) -> Any:
         """All weights, on each of the devices."""
         if devices not in self._placed:
-            everywhere = NamedSharding(self._mesh(devices), PartitionSpec())
-            self._placed[devices] = jax.device_put(self._params_source, everywhere)
+            formats = self._params_formats(devices)
+            self._placed[devices] = jax.tree.map(jax.device_put, self._params_source, formats)
         return self._placed[devices]
+
+    def _params_formats(self, devices: int) -> Any:
+        everywhere = NamedSharding(self._mesh(devices), PartitionSpec())
+        return jax.tree.map(
+            lambda leaf: weight_format(leaf, everywhere, self.devices[0]), self._params_source
+        )
 
 
 # Which of the named arrays each program reads.
@@ -276,8 +335,9 @@ _READS: dict[str, frozenset[str]] = {
         "noise": "seeds",
         "look": "ids negative_ids states owner masks empty_ids",
         "start": "start_levels start_noise known",
-        "steps": "carry rows mix seeds start_noise negative positive empty keys values bias"
-        " layer_log photos known keep control_image control_strength",
+        "steps": "carry rows span mix seeds start_noise negative positive negative_states"
+        " positive_states empty keys values bias layer_log photos known keep control_image"
+        " control_strength",
         "share": "carry now positive keys values bias layer_log",
         "decode": "carry",
     }.items()
@@ -287,7 +347,8 @@ _READS: dict[str, frozenset[str]] = {
 # pictures share there is one, and what is not named here is the same for all: both lie everywhere.
 _FIRST = (
     "ids negative_ids states owner masks photos images seeds start_noise known keep carry "
-    "control_image control_strength negative positive keys values bias share"
+    "control_image control_strength negative positive negative_states positive_states keys values "
+    "bias share finite"
 )
 _PICTURE_AXIS = {
     "mix": 1,

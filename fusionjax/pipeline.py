@@ -29,16 +29,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 from PIL import Image
 
 from fusionjax import masks as masking
 from fusionjax import photos as photo_files
 from fusionjax import schedulers
 from fusionjax.backend.blockwise import INVISIBLE
+from fusionjax.backend.devices import (
+    check_dtype,
+    check_implementation,
+    default_dtype,
+    default_implementation,
+)
 from fusionjax.base import BaseModel
 from fusionjax.choices import Implementation
-from fusionjax.errors import UserError
+from fusionjax.errors import NotFiniteWarning, UserError
 from fusionjax.identity import THUMBNAIL_SIDE, Identity
 from fusionjax.interop.adapter_file import Adapter, check_fits
 from fusionjax.interop.fingerprint import Fingerprint
@@ -52,7 +58,7 @@ MINI_FUSION = ASSETS / "mini_fusion.safetensors"
 PORTRAIT = "a portrait of a person"
 
 _LARGEST_SEED = 2**32 - 1
-_REPORTS = 5  # a progress callback hears of the steps at least so often, where they divide
+_REPORTS = 5  # a progress callback hears of the steps so often
 
 # stage ("compile", "steps", "decode"), how much is done, of how much, seconds it took
 Progress = Callable[[str, int, int, float], None]
@@ -124,7 +130,7 @@ class Output(NamedTuple):
     """What was painted.
 
     Attributes:
-        images: the pictures.
+        images: the pictures; None in place of one that is not finite (a warning tells).
         latents: [b, h, w, c], before decoding.
         seeds: each picture's seed.
         attention_share: where it was asked for: [b, rows, columns, 1 + r], the share of the
@@ -132,7 +138,7 @@ class Output(NamedTuple):
             order), mean of layers, heads and the steps looked at; else None.
     """
 
-    images: list[Image.Image]
+    images: list[Any]
     latents: Float[np.ndarray, "b h w c"]
     seeds: list[int]
     attention_share: np.ndarray | None = None
@@ -168,8 +174,14 @@ class FusionPipeline:
             devices: pictures are spread over these; None is every local device.
             attention: implementation for all layers, None for the platform's fastest.
         """
+        devices = jax.local_devices() if devices is None else list(devices)
+        check_implementation(attention, base.unet.dtype, devices)
         self.base = base
-        self.fusion = FusionUNet(base.unet, options, attention=attention)
+        self.fusion = FusionUNet(
+            base.unet,
+            options,
+            attention=attention or default_implementation(base.unet.dtype, devices),
+        )
         self.fusion_params = fusion_params
         self.controlnet = controlnet
         if controlnet is not None:
@@ -182,7 +194,7 @@ class FusionPipeline:
         self.runner = Runner(
             Programs(base, self.fusion, controlnet),
             params,
-            jax.local_devices() if devices is None else devices,
+            devices,
         )
 
     @classmethod
@@ -191,7 +203,7 @@ class FusionPipeline:
         base: str | os.PathLike[str] | None = None,
         fusion: str | os.PathLike[str] | None = None,
         *,
-        dtype: Any = jnp.float32,
+        dtype: Any = None,
         controlnet: str | os.PathLike[str] | None = None,
         devices: Sequence[jax.Device] | None = None,
         attention: Implementation | None = None,
@@ -204,7 +216,8 @@ class FusionPipeline:
                 was trained on, and without an adapter the embedded mini model.
             fusion: a run's folder, one of its steps, or an exported `.safetensors`. None is no
                 adapter, except for the embedded mini model, which has its own.
-            dtype: type of the weights and of the computation.
+            dtype: type of the weights and of the computation; None is what the devices are fastest
+                in: bfloat16 (float16 on GPUs before Ampere), and float32 on a CPU.
             controlnet: a ControlNet's diffusers folder, file or hub id.
             devices: as for the constructor.
             attention: likewise.
@@ -214,8 +227,11 @@ class FusionPipeline:
             The pipeline.
 
         Raises:
-            UserError: if something is missing or does not fit.
+            UserError: if something is missing or does not fit, or the devices cannot do it.
         """
+        dtype = jnp.dtype(default_dtype(devices) if dtype is None else dtype)
+        check_dtype(dtype, devices)
+        check_implementation(attention, dtype, devices)
         adapter: Adapter | None = None
         if base is None and fusion is None:
             base, fusion = MINI_BASE, MINI_FUSION
@@ -333,7 +349,7 @@ class FusionPipeline:
             The person, the same for the same arguments.
 
         Raises:
-            UserError: if the seed or the scale is out of range.
+            UserError: if the seed or the scale is out of range, or the portrait is not finite.
         """
         side = self.photo_side
         blank = None if self.controlnet is None else np.zeros((side, side, 3), np.float32)
@@ -341,6 +357,8 @@ class FusionPipeline:
             looks, seed=seed, guidance_scale=guidance_scale, control_image=blank, control_strength=0
         )
         image = self.paint([portrait], Settings(side, side), progress=progress).images[0]
+        if image is None:
+            raise UserError(f"the portrait of seed {seed} is not finite; use dtype float32")
         return self.encode_identity(image, crop="none")
 
     def __call__(
@@ -504,7 +522,11 @@ class FusionPipeline:
             outputs.append(self._paint_batch(filled, len(chunk), settings, attention_share, report))
         shares = [share for *_, share in outputs if share is not None]
         return Output(
-            images=[Image.fromarray(pixels) for images, *_ in outputs for pixels in images],
+            images=[
+                None if pixels is None else Image.fromarray(pixels)
+                for images, *_ in outputs
+                for pixels in images
+            ],
             latents=np.concatenate([latents for _, latents, _ in outputs]),
             seeds=[picture.seed for picture in pictures],
             attention_share=np.concatenate(shares) if shares else None,
@@ -535,7 +557,7 @@ class FusionPipeline:
         settings: Settings,
         attention_share: bool,
         progress: Progress | None,
-    ) -> tuple[UInt8[np.ndarray, "b H W 3"], np.ndarray, np.ndarray | None]:
+    ) -> tuple[list[np.ndarray | None], np.ndarray, np.ndarray | None]:
         clock = _Clock(self.runner, progress)
         devices = _devices_for(len(pictures), len(self.runner.devices))
         per_device = -(-len(pictures) // devices)
@@ -556,33 +578,53 @@ class FusionPipeline:
             **self._control(pictures),
         }
         x["start_noise"] = self._noise(pictures, x["seeds"], devices, settings)
-        rows = {
-            "row": plan.rows,
-            "index": np.arange(len(plan), dtype=np.uint32),
-            **self._faces_by_row(people, plan),
-        }
+        x["rows"] = {"row": plan.rows, **self._faces_by_row(people, plan)}
         x["start_levels"] = np.array([plan.start_clean, plan.start_noise], np.float32)
         x["carry"] = self.runner.run("start", devices, x)["carry"]
 
         done, shares = 0, []
-        segment = len(plan) if progress is None and not attention_share else _segment(len(plan))
+        segment = len(plan)
+        if progress is not None or attention_share:
+            segment = -(-len(plan) // _REPORTS)
         while done < len(plan):
             if attention_share:
-                x["now"] = _rows(rows, done)
+                x["now"] = jax.tree.map(lambda column, row=done: column[row], x["rows"])
                 shares.append(np.asarray(self.runner.run("share", devices, x)["share"]))
             clock.start()
-            x["rows"] = _rows(rows, slice(done, done + segment))
+            x["span"] = np.array([done, min(done + segment, len(plan))], np.int32)
             x["carry"] = self.runner.run(
                 "steps", devices, x, branches=branches, in_negative=settings.faces_in_negative
             )["carry"]
-            done += segment
+            done = int(x["span"][1])
             clock.stop("steps", done, len(plan), x["carry"])
         clock.start()
-        images = np.asarray(self.runner.run("decode", devices, x)["images"])
-        clock.stop("decode", wanted, wanted, images)
+        images = self._decoded(devices, x, wanted)
+        clock.stop("decode", wanted, wanted, x["carry"])
         latents = np.asarray(x["carry"].latents)
         share = np.mean(shares, 0)[:wanted] if shares else None
-        return images[:wanted], latents[:wanted], share
+        return images, latents[:wanted], share
+
+    def _decoded(self, devices: int, x: dict[str, Any], wanted: int) -> list[np.ndarray | None]:
+        """The first pictures' pixels; None where a picture is not finite, which is told."""
+        decoded = self.runner.run("decode", devices, x)
+        finite, images = (np.asarray(decoded[name])[:wanted] for name in ("finite", "images"))
+        if not finite.all() and self.base.vae.dtype != jnp.float32:
+            warnings.warn(
+                f"{_of_seeds(x['seeds'], ~finite)} not finite in "
+                f"{jnp.dtype(self.base.vae.dtype).name}: decoded again in float32",
+                NotFiniteWarning,
+                stacklevel=6,
+            )
+            decoded = self.runner.run("decode", devices, x, in_float32=True)
+            finite, images = (np.asarray(decoded[name])[:wanted] for name in ("finite", "images"))
+        if not finite.all():
+            warnings.warn(
+                f"{_of_seeds(x['seeds'], ~finite)} not finite, and left out; dtype float32, a "
+                "smaller guidance scale or a smaller face strength may help",
+                NotFiniteWarning,
+                stacklevel=6,
+            )
+        return [image if good else None for image, good in zip(images, finite, strict=True)]
 
     def _noise(
         self, pictures: list[Picture], seeds: np.ndarray, devices: int, settings: Settings
@@ -998,9 +1040,13 @@ def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path:
     return chosen
 
 
-def _rows(rows: dict[str, Any], index: slice | int) -> dict[str, Any]:
-    """Some rows, or one, of everything that changes from step to step."""
-    return jax.tree.map(lambda column: column[index], rows)
+def _of_seeds(seeds: np.ndarray, these: np.ndarray) -> str:
+    """ "the picture of seed 2 is", "the pictures of seeds 1, 3 are"."""
+    chosen = [str(seed) for seed, chosen in zip(seeds, these, strict=False) if chosen]
+    one = len(chosen) == 1
+    return f"the picture{'s' * (not one)} of seed{'s' * (not one)} {', '.join(chosen)} " + (
+        "is" if one else "are"
+    )
 
 
 def _branches(pictures: Sequence[Picture], people: bool) -> tuple[int, np.ndarray]:
@@ -1029,12 +1075,6 @@ def _devices_for(pictures: int, available: int) -> int:
     """As many devices as have work when each takes the same number of pictures."""
     per_device = -(-pictures // available)
     return -(-pictures // per_device)
-
-
-def _segment(rows: int) -> int:
-    """The longest run of steps that divides `rows` and lets progress be reported often enough."""
-    longest = max(rows // _REPORTS, 1)
-    return next(length for length in range(longest, 0, -1) if rows % length == 0)
 
 
 def _padded(count: int) -> int:

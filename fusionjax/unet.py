@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import flax.struct
@@ -131,6 +131,18 @@ class AttentionLayer:
         return height >> self.level, width >> self.level
 
 
+class TextTokens(NamedTuple):
+    """Equation 1 for a prompt: it does not depend on the picture, so once is enough for all steps.
+
+    Attributes:
+        keys: Kc of each layer, [b, t, n, e].
+        values: Vc of each layer, [b, t, n, e].
+    """
+
+    keys: dict[str, Array]
+    values: dict[str, Array]
+
+
 @flax.struct.dataclass
 class Faces:
     """The people of a batch, as one denoising pass needs them. All of it is data: none recompiles.
@@ -210,9 +222,14 @@ class FusionUNet:
             mesh: Only for `attention="tpu"` on several chips, see `attention.attention`.
 
         Raises:
-            UserError: When the UNet has no cross-attention.
+            UserError: When the UNet has no cross-attention, or nothing else.
             RuntimeError: When a cross-attention in the parameters is not met by the interception.
         """
+        if np.any(unet.only_cross_attention):
+            raise UserError(
+                "the UNet attends to the text alone (only_cross_attention); one whose attn1 is "
+                "self-attention, as in Stable Diffusion 1.5, is needed"
+            )
         self.unet = unet
         self.options = options or FusionOptions()
         self.layers = find_layers(unet)
@@ -277,24 +294,50 @@ class FusionUNet:
         if timesteps is None:
             timesteps = jnp.zeros(b, jnp.int32)
         _check_axes("timesteps", timesteps, "b", b=b)
-        _check_axes("text", text, "b t d", d=self.unet.cross_attention_dim)
         states: ReferenceStates = {}
+        unet_params = jax.lax.stop_gradient(unet_params)
 
-        def capture(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
+        def of_photos(tokens: Array) -> Array:
+            every_picture = jnp.broadcast_to(tokens, (b, *tokens.shape[1:]))
+            return jnp.repeat(every_picture, references, axis=0)
+
+        tokens = jax.tree.map(of_photos, self.text_tokens(unet_params, text))
+
+        def capture(name: str, module: FlaxAttention, hidden: Array) -> Array:
             states[name] = hidden
-            return self._attend(module, hidden, context)
+            return self._attend(module, hidden, (tokens.keys[name], tokens.values[name]))
 
         self._run(
-            jax.lax.stop_gradient(unet_params),
+            unet_params,
             jax.lax.stop_gradient(latents.reshape(b * references, *latents.shape[2:])),
             jnp.repeat(timesteps, references),
-            jnp.repeat(jnp.broadcast_to(text, (b, *text.shape[1:])), references, axis=0),
             capture,
         )
         return {
             name: jax.lax.stop_gradient(hidden.reshape(b, references, *hidden.shape[1:]))
             for name, hidden in states.items()
         }
+
+    def text_tokens(self, unet_params: Params, text: Float[Array, "b t d"]) -> TextTokens:
+        """Equation 1: Kc and Vc of every layer.
+
+        Args:
+            unet_params: The frozen weights.
+            text: Text states.
+
+        Returns:
+            Keys and values, for `__call__` in place of the text states.
+        """
+        _check_axes("text", text, "b t d", d=self.unet.cross_attention_dim)
+        states = text.astype(self.unet.dtype)
+        tokens = TextTokens({}, {})
+        for name, layer in self.layers.items():
+            module = functools.reduce(lambda params, part: params[part], layer.path, unet_params)
+            shape = (*text.shape[:2], layer.heads, layer.head_features)
+            for weight, found in (("to_k", tokens.keys), ("to_v", tokens.values)):
+                kernel = module[weight]["kernel"].astype(self.unet.dtype)
+                found[name] = (states @ kernel).reshape(shape)
+        return tokens
 
     def face_tokens(
         self, fusion_params: FusionParams, states: ReferenceStates
@@ -372,7 +415,7 @@ class FusionUNet:
         unet_params: Params,
         latents: Float[Array, "b h w c"],
         timesteps: Int[Array, " b"] | Float[Array, " b"],
-        text: Float[Array, "b t d"],
+        text: Float[Array, "b t d"] | TextTokens,
         faces: Faces | None = None,
         *,
         down_residuals: tuple[Array, ...] | None = None,
@@ -385,7 +428,7 @@ class FusionUNet:
             latents: Noisy latents. Height and width must halve evenly down to the UNet's lowest
                 level.
             timesteps: One for each picture.
-            text: Text states.
+            text: Text states, or what `text_tokens` made of them.
             faces: The people; None is the base model. Faces of fewer pictures than the batch
                 belong to the last ones; the first (the branches without faces of classifier-free
                 guidance) are the base model and cost no more than it.
@@ -398,16 +441,17 @@ class FusionUNet:
         Raises:
             UserError: On latents that the UNet cannot halve.
         """
-        self._check_inputs(latents, timesteps, text)
+        self._check_inputs(latents, timesteps)
+        tokens = self._tokens(unet_params, text, latents.shape[0])
 
-        def fuse(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
-            return self._attend(module, hidden, context, faces, name)
+        def fuse(name: str, module: FlaxAttention, hidden: Array) -> Array:
+            own = tokens.keys[name], tokens.values[name]
+            return self._attend(module, hidden, own, faces, name)
 
         prediction = self._run(
             unet_params,
             latents,
             timesteps,
-            text,
             fuse,
             down_residuals,
             mid_residual,
@@ -420,7 +464,7 @@ class FusionUNet:
         unet_params: Params,
         latents: Float[Array, "b h w c"],
         timesteps: Int[Array, " b"] | Float[Array, " b"],
-        text: Float[Array, "b t d"],
+        text: Float[Array, "b t d"] | TextTokens,
         faces: Faces,
     ) -> dict[str, Array]:
         """How much each layer attends to the text and to each reference at one denoising step.
@@ -429,7 +473,7 @@ class FusionUNet:
             unet_params: The frozen weights.
             latents: Noisy latents.
             timesteps: One for each picture.
-            text: Text states.
+            text: Text states, or what `text_tokens` made of them.
             faces: The people.
 
         Returns:
@@ -443,22 +487,24 @@ class FusionUNet:
             raise UserError(
                 "attention shares exist for fusion='concat', where one softmax is shared"
             )
-        self._check_inputs(latents, timesteps, text)
+        self._check_inputs(latents, timesteps)
+        tokens = self._tokens(unet_params, text, latents.shape[0])
         height, width = latents.shape[1:3]
         shares: dict[str, Array] = {}
 
-        def record(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
+        def record(name: str, module: FlaxAttention, hidden: Array) -> Array:
+            own = tokens.keys[name], tokens.values[name]
             share = fused.attention_share(
                 _heads(module, module.query(hidden)),
-                _heads(module, module.key(context)),
+                own[0],
                 faces.keys[name],
                 faces.bias[name],
             )
             grid = self.layers[name].grid(height, width)
             shares[name] = share.reshape(share.shape[0], *grid, share.shape[-1])
-            return self._attend(module, hidden, context, faces, name)
+            return self._attend(module, hidden, own, faces, name)
 
-        self._run(unet_params, latents, timesteps, text, record)
+        self._run(unet_params, latents, timesteps, record)
         return shares
 
     # --- inside ---------------------------------------------------------------------------
@@ -468,7 +514,6 @@ class FusionUNet:
         unet_params: Params,
         latents: Array,
         timesteps: Array,
-        text: Array,
         cross_attention: "_CrossAttention",
         down_residuals: tuple[Array, ...] | None = None,
         mid_residual: Array | None = None,
@@ -477,6 +522,8 @@ class FusionUNet:
     ) -> Array:
         """One pass of the UNet in which `cross_attention` computes every `attn2`."""
         intercept = _interceptor(cross_attention, self._attend)
+        # Diffusers wants text states; whoever reads them is intercepted.
+        text = jnp.zeros((latents.shape[0], 1, self.unet.cross_attention_dim), self.unet.dtype)
 
         def apply(unet_params: Params, latents: Array) -> Array:
             with nn.intercept_methods(intercept), nn.intercept_methods(few_products):
@@ -484,7 +531,7 @@ class FusionUNet:
                     {"params": unet_params},
                     jnp.moveaxis(latents, -1, 1).astype(self.unet.dtype),
                     timesteps,
-                    text.astype(self.unet.dtype),
+                    text,
                     down_block_additional_residuals=down_residuals,
                     mid_block_additional_residual=mid_residual,
                     return_dict=False,
@@ -500,13 +547,15 @@ class FusionUNet:
         self,
         module: FlaxAttention,
         hidden: Array,
-        context: Array,
+        text: tuple[Array, Array] | None = None,
         faces: Faces | None = None,
         name: str = "",
     ) -> Array:
-        """What a `FlaxAttention` computes, by the fused attention."""
+        """What a `FlaxAttention` computes, by the fused attention; without text, of the image."""
         query = _heads(module, module.query(hidden))
-        key, value = _heads(module, module.key(context)), _heads(module, module.value(context))
+        key, value = text or tuple(
+            _heads(module, project(hidden)) for project in (module.key, module.value)
+        )
         attend = functools.partial(
             fused.attention,
             fusion=self.options.fusion,
@@ -524,11 +573,16 @@ class FusionUNet:
                 out = jnp.concatenate([text_only, out])
         return module.proj_attn(out.reshape(*out.shape[:2], -1))
 
-    def _check_inputs(self, latents: Array, timesteps: Array, text: Array) -> None:
+    def _tokens(self, unet_params: Params, text: Array | TextTokens, b: int) -> TextTokens:
+        if isinstance(text, TextTokens):
+            return text
+        _check_axes("text", text, "b t d", b=b, d=self.unet.cross_attention_dim)
+        return self.text_tokens(unet_params, text)
+
+    def _check_inputs(self, latents: Array, timesteps: Array) -> None:
         _check_axes("latents", latents, "b h w c", c=self.unet.in_channels)
         b, height, width, _ = latents.shape
         _check_axes("timesteps", timesteps, "b", b=b)
-        _check_axes("text", text, "b t d", b=b, d=self.unet.cross_attention_dim)
         self._check_size(height, width)
 
     def _check_size(self, height: int, width: int) -> None:
@@ -583,15 +637,15 @@ class FusionUNet:
             )
 
 
-# name, module, image tokens, text states → what the module returns
-_CrossAttention = Callable[[str, FlaxAttention, Array, Array], Array]
+# name, module, image tokens → what the module returns
+_CrossAttention = Callable[[str, FlaxAttention, Array], Array]
 
 _BLOCK_OUTPUT = "unet_block_output"
 _BLOCKS = (FlaxResnetBlock2D, FlaxTransformer2DModel, FlaxDownsample2D, FlaxUpsample2D)
 
 
 def _interceptor(
-    cross_attention: _CrossAttention, self_attention: Callable[[FlaxAttention, Array, Array], Array]
+    cross_attention: _CrossAttention, self_attention: Callable[[FlaxAttention, Array], Array]
 ) -> Callable[..., Any]:
     """The Flax interceptor that replaces what attention computes, and tags each block's output."""
 
@@ -605,10 +659,9 @@ def _interceptor(
         if context.method_name != "__call__":
             return next_function(*args, **kwargs)
         if isinstance(module, FlaxAttention):
-            hidden, states = args[0], args[1] if len(args) > 1 else args[0]
             if module.path[-1] == "attn2":
-                return cross_attention(layer_name(module.path), module, hidden, states)
-            return self_attention(module, hidden, states)
+                return cross_attention(layer_name(module.path), module, args[0])
+            return self_attention(module, args[0])
         out = unet_call_like_torch(next_function, args, kwargs, context)
         return checkpoint_name(out, _BLOCK_OUTPUT) if isinstance(module, _BLOCKS) else out
 
@@ -643,7 +696,7 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
     height, width = 2 ** (levels - 1), 2**levels  # not square: a mixed-up axis would show
     met: dict[str, AttentionLayer] = {}
 
-    def meet(name: str, module: FlaxAttention, hidden: Array, context: Array) -> Array:
+    def meet(name: str, module: FlaxAttention, hidden: Array) -> Array:
         path = tuple(module.path)
         layer = AttentionLayer(
             path, _level(path, levels), hidden.shape[-1], module.heads, module.dim_head
@@ -658,7 +711,7 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
         return hidden
 
     def capture(params: Params, latents: Array, text: Array) -> None:
-        with nn.intercept_methods(_interceptor(meet, lambda module, hidden, context: hidden)):
+        with nn.intercept_methods(_interceptor(meet, lambda module, hidden: hidden)):
             unet.apply({"params": params}, latents, jnp.zeros(1), text, return_dict=False)
 
     jax.eval_shape(

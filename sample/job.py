@@ -71,7 +71,7 @@ class Person:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Pictures of one description. None leaves the choice to the base model.
+    """Pictures of one description. None leaves the choice to the base model or the device.
 
     Attributes:
         base: the base model: a diffusers folder, a checkpoint file, or a hub id.
@@ -108,7 +108,7 @@ class Job:
     vae: str | None = dataclasses.field(default=None, metadata={"kind": "source"})
     lora: tuple[str, ...] = dataclasses.field(default=(), metadata={"kind": "source"})
     controlnet: str | None = dataclasses.field(default=None, metadata={"kind": "source"})
-    dtype: str = dataclasses.field(default="float32", metadata={"choices": DTYPES})
+    dtype: str | None = dataclasses.field(default=None, metadata={"choices": DTYPES})
     prompt: str | None = None
     negative_prompt: str = ""
     people: tuple[Person, ...] = ()
@@ -133,9 +133,9 @@ class Job:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            choices = field.metadata.get("choices")
-            if choices and getattr(self, field.name) not in choices:
-                raise UserError(not_one_of(field.name, getattr(self, field.name), choices))
+            choices, value = field.metadata.get("choices"), getattr(self, field.name)
+            if choices and value is not None and value not in choices:
+                raise UserError(not_one_of(field.name, value, choices))
         _check_number("num_images", self.num_images, 1, 10_000)
         _check_number("steps", self.steps, 1, 999)
         # The last picture's seed must be one too.

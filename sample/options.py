@@ -267,8 +267,8 @@ def _parser() -> argparse.ArgumentParser:
         "the embedded one)", metavar="SOURCE")  # fmt: skip
     add(models, "--vae", "another VAE for the base", metavar="SOURCE")
     add(models, "--lora", "LoRA files to merge: FILE or FILE:STRENGTH", metavar="FILE", nargs="+")
-    add(models, "--dtype", f"type of weights and computation, one of {', '.join(DTYPES)}",
-        metavar="NAME")  # fmt: skip
+    add(models, "--dtype", f"type of weights and computation, one of {', '.join(DTYPES)} "
+        "(default: a 16-bit type on accelerators, float32 on a CPU)", metavar="NAME")  # fmt: skip
 
     start = parser.add_argument_group("starting from a picture")
     add(start, "--image", "the picture to start from", metavar="FILE")

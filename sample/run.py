@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fusionjax
-from fusionjax.errors import UserError
+from fusionjax.errors import NotFiniteWarning, UserError
 from sample import files
 from sample.job import Job, Person
 from sample.options import Options
@@ -38,7 +38,7 @@ def run(options: Options) -> int:
         options: the command line.
 
     Returns:
-        The exit status: 0, or 1 if rows of a requests file could not be painted.
+        The exit status: 0, or 1 if pictures or rows of a requests file could not be painted.
 
     Raises:
         UserError: if something is wrong.
@@ -71,8 +71,7 @@ def run(options: Options) -> int:
         )
     if job.controlnet and not (job.control_image or options.depth_from):
         raise UserError("a ControlNet is given without --control-image (or --depth-from)")
-    _run_job(options, job)
-    return 0
+    return _run_job(options, job)
 
 
 def _is_embedded(job: Job) -> bool:
@@ -105,7 +104,7 @@ def _completed(job: Job) -> Job:
     return job
 
 
-def _run_job(options: Options, job: Job) -> None:
+def _run_job(options: Options, job: Job) -> int:
     watch = Stopwatch()
     bar = Bar(None if options.quiet else sys.stderr)
     studio = Studio(job, options, bar)
@@ -129,6 +128,8 @@ def _run_job(options: Options, job: Job) -> None:
     for index, image, share in studio.painted(
         pictures, settings, batch, attention_share=options.attention_share
     ):
+        if image is None:
+            continue
         own = dataclasses.replace(job, seed=pictures[index].seed, num_images=1)
         path = options.output / f"{first + index:04d}_seed{own.seed}.png"
         files.write_picture(path, image, own, sums, models)
@@ -138,6 +139,11 @@ def _run_job(options: Options, job: Job) -> None:
             shares.append(share)
             _write_share(path, image, share, job, people)
 
+    if missing := len(pictures) - len(painted):
+        print(f"{missing} of {len(pictures)} pictures could not be painted", file=sys.stderr)
+    if not painted:
+        return 1
+
     from sample.sheet import contact_sheet
 
     sheet = options.output / f"{first:04d}_sheet.png"
@@ -146,6 +152,7 @@ def _run_job(options: Options, job: Job) -> None:
     if shares:
         _print_shares(shares, job, people)
     bar.say(f"{len(painted)} picture{'s' * (len(painted) > 1)} in {watch}")
+    return 1 if missing else 0
 
 
 def _even(pictures: int, most: int) -> int:
@@ -163,8 +170,6 @@ class Studio:
     """
 
     def __init__(self, job: Job, options: Options, bar: Bar) -> None:
-        import jax.numpy as jnp
-
         from fusionjax.pipeline import FusionPipeline, use_compilation_cache
 
         if options.cache != "":
@@ -174,7 +179,7 @@ class Studio:
         self.pipe: FusionPipeline = FusionPipeline.from_pretrained(
             job.base,
             job.fusion,
-            dtype=jnp.dtype(job.dtype),
+            dtype=job.dtype,
             vae=job.vae,
             lora=job.lora,
             controlnet=job.controlnet,
@@ -192,12 +197,15 @@ class Studio:
 
     def settled(self, job: Job) -> tuple[Job, "Settings"]:
         """The job with the values that the base model decides, and the pipeline's settings."""
+        import jax.numpy as jnp
+
         from fusionjax.pipeline import Picture, Settings
 
         job = dataclasses.replace(
             job,
             height=job.height or self.pipe.photo_side,
             width=job.width or self.pipe.photo_side,
+            dtype=jnp.dtype(self.pipe.base.unet.dtype).name,
             guidance_scale=job.guidance_scale or Picture.guidance_scale,
         )
         assert job.height is not None
@@ -337,7 +345,8 @@ class Studio:
         """Paints batch by batch, all of one shape: the last batch is filled up.
 
         Yields:
-            Each picture's index, image, and attention share (None where not asked for).
+            Each picture's index, image (None where it is not finite), and attention share (None
+            where not asked for).
         """
         from jax.errors import JaxRuntimeError
 
@@ -349,6 +358,7 @@ class Studio:
             filled = chunk + chunk[-1:] * (batch - len(chunk))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # prompts were warned of when they were checked
+                warnings.simplefilter("always", NotFiniteWarning)
                 try:
                     out = self.pipe.paint(
                         filled,
@@ -362,7 +372,7 @@ class Studio:
                     raise UserError(
                         f"the memory does not hold {batch} picture{'s' * (batch > 1)} of "
                         f"{settings.width}×{settings.height} at once; use a smaller --batch-size, "
-                        "a smaller size, or --dtype bfloat16"
+                        "a smaller size, or a 16-bit --dtype"
                     ) from None
             for i in range(len(chunk)):
                 share = None if out.attention_share is None else out.attention_share[i]
@@ -411,17 +421,21 @@ def _run_requests(options: Options, within: Job) -> int:
     waiting: dict[Any, list[_Waiting]] = {}
     began = time.perf_counter()
 
-    def paint(settings: "Settings", group: list[_Waiting], batch: int) -> None:
+    def fail(request: files.Request, reason: str) -> None:
         nonlocal bad
+        bad += 1
+        print(f"row {request.number}: {reason}", file=sys.stderr)
+        log.write(request, error=reason)
+
+    def paint(settings: "Settings", group: list[_Waiting], batch: int) -> None:
         assert studio is not None
         try:
-            _paint_group(studio, settings, group, batch, options, log)
+            for request in _paint_group(studio, settings, group, batch, options, log):
+                fail(request, "its picture is not finite; use dtype float32 or less guidance")
         except UserError as error:  # the other groups may still be painted
             for request in {item.request.number: item.request for item in group}.values():
                 if log.expects(request):
-                    bad += 1
-                    print(f"row {request.number}: {error}", file=sys.stderr)
-                    log.write(request, error=str(error))
+                    fail(request, str(error))
         left = len(todo) - log.written
         seconds = (time.perf_counter() - began) / max(log.written, 1) * left
         bar.say(f"{log.written}/{len(todo)} rows" + (f", {duration(seconds)} left" if left else ""))
@@ -435,9 +449,7 @@ def _run_requests(options: Options, within: Job) -> int:
             job, settings = studio.settled(request.job)
             pictures = studio.pictures(job, settings)
         except UserError as error:
-            bad += 1
-            print(f"row {request.number}: {error}", file=sys.stderr)
-            log.write(request, error=str(error))
+            fail(request, str(error))
             continue
         log.expect(request, len(pictures))
         group = waiting.setdefault((settings, _shape_of(pictures[0])), [])
@@ -475,9 +487,14 @@ def _paint_group(
     batch: int,
     options: Options,
     log: "_Results",
-) -> None:
+) -> Iterator[files.Request]:
+    """Paints and writes pictures; yields the requests whose pictures are not finite, once each."""
     for i, image, _ in studio.painted([item.picture for item in group], settings, batch):
         item = group[i]
+        if image is None:
+            if log.expects(item.request):
+                yield item.request
+            continue
         path = options.output / f"{item.request.name}_{item.number:03d}.png"
         sums = files.checksums(item.job)
         files.write_picture(path, image, item.job, sums, studio.pipe.fingerprints)

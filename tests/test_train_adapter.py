@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusionjax.backend.program import collectives
 from fusionjax.checkpoint import Checkpoints, load_adapter
 from fusionjax.data import mini_faces
 from fusionjax.data.cache import CachedLatents, made_from
@@ -26,7 +27,6 @@ from fusionjax.interop.adapter_file import load_adapter_file
 from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
 from fusionjax.unet import FusionOptions
 from tests.tiny import PIXELS, tiny_base
-from train.collectives import collectives
 from train.config import (
     AdapterRun,
     CheckpointConfig,

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from fusionjax.abstract_base import abstract_base
 from fusionjax.data import mini_faces
 from fusionjax.errors import UserError
 from fusionjax.sharding import make_mesh
 from tests.tiny import tiny_base
-from train.abstract_base import abstract_base
 from train.config import AdapterRun, DataConfig, DistributedConfig, RunConfig
 from train.dry_run import count, dry_run, report
 from train.main import _config_path, main, read_config
@@ -125,15 +125,13 @@ def test_a_dry_run_needs_no_weights_and_no_data(tmp_path):
     config = AdapterRun(
         base=str(tmp_path / "base"), batch_size=8, data=DataConfig(folder=str(tmp_path / "no"))
     )
-    needs = dry_run(config)
+    run = dry_run(config)
     base = abstract_base(config.base, np.float32)
-    assert needs["frozen_parameters"] == count(base.params["unet"]) + count(
-        base.params["text_encoder"]
-    )
-    assert needs["flops"] > 1e6
-    assert needs["temporary_bytes"] > 0
-    told = report(config, needs)
-    assert f"{needs['trained_parameters']:,} parameters" in told
+    assert run.frozen_parameters == count(base.params["unet"]) + count(base.params["text_encoder"])
+    assert run.needs.flops > 1e6
+    assert run.needs.temporary_bytes > 0
+    told = report(config, run)
+    assert f"{run.trained_parameters:,} parameters" in told
     assert '"batch_size": 8' in told
     with pytest.raises(UserError, match="only a run that trains an adapter"):
         dry_run(read_config(["mini_vae"]))

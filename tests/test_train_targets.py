@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import train_memory
+from fusionjax.backend.program import Collective, collectives, matrix_flops
+from fusionjax.backend.targets import target
 from fusionjax.errors import UserError
-from train.collectives import Collective, collectives
-from train.flops import matrix_flops
 from train.main import main
-from train.targets import target
 
 
 def is_installed(package):

@@ -473,6 +473,21 @@ def test_bad_input_is_named(world):
         FusionOptions.from_json({"colour": 1})
 
 
+def test_text_tokens_stand_for_the_text(tiny):
+    """Kc and Vc worked out once, or in the pass: the same answer."""
+    tokens = tiny.fused.text_tokens(tiny.params, tiny.text)
+    given, found = (
+        tiny.fused(tiny.params, tiny.latents, tiny.timesteps, x) for x in (tokens, tiny.text)
+    )
+    np.testing.assert_array_equal(given, found)
+
+
+def test_a_unet_without_self_attention_is_refused(world):
+    unet = world.fused.unet.clone(only_cross_attention=True)
+    with pytest.raises(UserError, match="only_cross_attention"):
+        FusionUNet(unet)
+
+
 def test_wrong_ranks_and_widths_are_named(world, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     fused, latents, text = world.fused, world.latents, world.text

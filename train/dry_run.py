@@ -2,24 +2,47 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from fusionjax.backend.devices import default_implementation
-from fusionjax.errors import UserError
+from fusionjax.backend.devices import check_dtype, check_implementation, default_implementation
+from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
+from fusionjax.backend.targets import Target
 from fusionjax.sharding import make_mesh
-from train.collectives import collectives
 from train.config import AdapterRun, RunConfig
-from train.flops import matrix_flops
 from train.objectives import Objective, make_objective
 from train.step import init_state, make_optimizer, make_step, shard_step
-from train.targets import Target
+
+_REMEDY = (
+    "use a smaller batch_size or more optimizer.accumulate_steps, remat, or split the frozen "
+    "weights with mesh.fsdp"
+)
 
 
-def dry_run(config: RunConfig, target: Target | None = None) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class StepNeeds:
+    """What a training run needs.
+
+    Attributes:
+        trained_parameters: number of weights that are trained.
+        frozen_parameters: number of the others.
+        devices: how many, and of which kind.
+        images_per_device: worked through at once.
+        needs: of one step, on each device.
+        seconds: a step's, to expect; None without a target, whose figures are not known.
+    """
+
+    trained_parameters: int
+    frozen_parameters: int
+    devices: str
+    images_per_device: int
+    needs: Needs
+    seconds: float | None
+
+
+def dry_run(config: RunConfig, target: Target | None = None) -> StepNeeds:
     """Compiles the step.
 
     Args:
@@ -27,43 +50,38 @@ def dry_run(config: RunConfig, target: Target | None = None) -> dict[str, Any]:
         target: hardware to compile for; None is the present devices.
 
     Returns:
-        `trained_parameters`, `frozen_parameters`, `devices`, `images_per_device` (worked through
-        at once), and by device: `memory_bytes` (what a target has), `arguments_bytes` (weights,
-        moments and the batch), `temporary_bytes`, `peak_bytes` (both and the program's own; None
-        where the compiler does not tell), `flops` (the matrix arithmetic of a step) and
-        `collective_bytes` (what each kind of collective operation leaves on it).
+        What it needs.
 
     Raises:
-        UserError: if the batch does not fit the devices, or the step not a device's memory.
+        UserError: if the devices cannot do what is asked for, the batch does not fit them, or the
+            step not a device's memory.
     """
-    devices = None if target is None else target.devices
+    devices = jax.devices() if target is None else target.devices
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    if isinstance(config, AdapterRun) and config.attention is None:
-        devices = list(mesh.devices.flat)
-        implementation = default_implementation(config.precision, devices)
+    check_dtype(config.precision, devices)
+    if isinstance(config, AdapterRun):
+        check_implementation(config.attention, config.precision, devices)
+        implementation = config.attention or default_implementation(config.precision, devices)
         config = dataclasses.replace(config, attention=implementation)
     objective = make_objective(config, mesh, abstract=True)
     config.check_batch(mesh.size)
-    compiled, params, flops = compile_step(config, objective, mesh)
-    memory = compiled.memory_analysis()
-    spoken: dict[str, int] = {}
-    for collective in collectives(compiled.as_text()):
-        spoken[collective.kind] = spoken.get(collective.kind, 0) + collective.size_bytes
-    return {
-        "trained_parameters": count(params),
-        "frozen_parameters": count(objective.frozen),
-        "devices": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
-        "images_per_device": config.batch_size // (config.optimizer.accumulate_steps * mesh.size),
-        "memory_bytes": None if target is None else target.memory_bytes,
-        "arguments_bytes": getattr(memory, "argument_size_in_bytes", None),
-        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
-        "peak_bytes": getattr(memory, "peak_memory_in_bytes", None) or None,
-        "flops": flops / mesh.size,
-        "collective_bytes": spoken,
-    }
+    _, params, needs = compile_step(config, objective, mesh)
+    what = f"a step of batch_size {config.batch_size}"
+    seconds = None
+    if target is not None:
+        check_fits(needs, target.chip, what, _REMEDY)
+        seconds = needs.seconds(target.chip, in_16_bits=config.precision != "float32")
+    return StepNeeds(
+        trained_parameters=count(params),
+        frozen_parameters=count(objective.frozen),
+        devices=f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
+        images_per_device=config.batch_size // (config.optimizer.accumulate_steps * mesh.size),
+        needs=needs,
+        seconds=seconds,
+    )
 
 
-def compile_step(config: RunConfig, objective: Objective, mesh: Mesh) -> tuple[Any, Any, int]:
+def compile_step(config: RunConfig, objective: Objective, mesh: Mesh) -> tuple[Any, Any, Needs]:
     """Compiles the step from shapes alone.
 
     Args:
@@ -72,8 +90,7 @@ def compile_step(config: RunConfig, objective: Objective, mesh: Mesh) -> tuple[A
         mesh: what to compile for.
 
     Returns:
-        The compiled step, the shapes of what is trained, and the step's matrix arithmetic over
-        all devices (without that of hand-written attention kernels).
+        The compiled step, the shapes of what is trained, and what a device needs.
 
     Raises:
         UserError: if the compiler finds that the step does not fit a device's memory.
@@ -87,34 +104,44 @@ def compile_step(config: RunConfig, objective: Objective, mesh: Mesh) -> tuple[A
     traced = shard_step(step, mesh, objective.frozen).trace(
         state, objective.frozen, objective.batch_shapes(), jax.eval_shape(lambda: jax.random.key(0))
     )
-    try:
-        compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"batch_size {config.batch_size} does not fit {mesh.size} × "
-            f"{mesh.devices.flat[0].device_kind}; {str(error).splitlines()[0]}"
-        ) from None
-    return compiled, params, matrix_flops(traced.jaxpr)
+    what = f"a step of batch_size {config.batch_size}"
+    compiled, needs = compile_for(traced, mesh.size, mesh.devices.flat[0], what, _REMEDY)
+    return compiled, params, needs
 
 
-def report(config: RunConfig, needs: Mapping[str, Any]) -> str:
+def report(config: RunConfig, run: StepNeeds, target: Target | None = None) -> str:
     """The lines that `--dry-run` prints."""
-    spoken = needs["collective_bytes"]
-    return "\n".join(
-        [
-            json.dumps(config.to_json(), indent=2),
-            f"trained: {needs['trained_parameters']:,} parameters",
-            f"frozen:  {needs['frozen_parameters']:,} parameters",
-            f"devices: {needs['devices']}",
-            f"memory of a device: {_gigabytes(needs['arguments_bytes'])} for weights, moments and "
-            f"batch, {_gigabytes(needs['temporary_bytes'])} for a step; "
-            f"{_gigabytes(needs['peak_bytes'])} at the peak"
-            + (f" of {_gigabytes(needs['memory_bytes'])}" if needs["memory_bytes"] else ""),
-            f"a step: {needs['flops'] / 1e12:.3f} TFLOP on a device; between devices "
-            + (", ".join(f"{k} {v / 1e6:.1f} MB" for k, v in spoken.items()) or "nothing"),
-        ]
+    needs = run.needs
+    spoken = ", ".join(f"{k} {v / 1e6:.1f} MB" for k, v in needs.collective_bytes.items())
+    flash = ", ".join(f"{n} calls of {name}" for name, n in needs.attention.items())
+    lines = [
+        json.dumps(config.to_json(), indent=2),
+        f"trained: {run.trained_parameters:,} parameters",
+        f"frozen:  {run.frozen_parameters:,} parameters",
+        f"devices: {run.devices}",
+        f"memory of a device: {_gigabytes(needs.arguments_bytes)} for weights, moments and "
+        f"batch, {_gigabytes(needs.temporary_bytes)} for a step; "
+        f"{_gigabytes(needs.peak_bytes)} at the peak"
+        + (f" of {_gigabytes(target.chip.memory_bytes)}" if target else ""),
+        f"a step: {needs.flops / 1e12:.3f} TFLOP and {_gigabytes(needs.moved_bytes)} moved on a "
+        f"device; attention: {flash or 'plain XLA'}; between devices {spoken or 'nothing'}",
+    ]
+    if target is not None and run.seconds is not None:
+        rate = config.batch_size / run.seconds
+        hours = config.steps * run.seconds / 3600
+        lines.append(
+            f"to expect: {run.seconds:.3f} s a step, {rate:.1f} pictures a second, "
+            f"{hours:.1f} hours for {config.steps:,} steps; by {_figures(target, config)}"
+        )
+    return "\n".join(lines)
+
+
+def _figures(target: Target, config: RunConfig) -> str:
+    chip = target.chip
+    rate = chip.rate_32 if config.precision == "float32" else chip.rate_16
+    return (
+        f"{rate / 1e12:.0f} TFLOP/s and {chip.bandwidth / 1e9:.0f} GB/s of a device, of which "
+        f"{EFFICIENCY:.0%} are assumed to be reached"
     )
 
 

@@ -20,8 +20,8 @@ CPU_SETTINGS = {
 # NVIDIA's GPUs (in WSL too), AMD's, and TPUs.
 ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio")
 
-TRIAL = """--dry-run compiles the step, tells what it needs, and stops; with --target v100:COUNT or
-v5e:LAYOUT (such as v5e:2x4) it does so for hardware that is not here."""
+TRIAL = """--dry-run compiles the step, tells what it needs, and stops; with --target NAME it does
+so for hardware that is not here: v100, a100, h100, v5e, v5p, v6e, with :COUNT for several."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,10 +42,11 @@ def main(arguments: list[str]) -> int:
         arguments, trial, hardware = _trial(arguments)
         config = read_config(arguments)
         if trial:
+            from fusionjax.backend.targets import target
             from train.dry_run import dry_run, report
-            from train.targets import target
 
-            print(report(config, dry_run(config, target(hardware) if hardware else None)))
+            chosen = target(hardware) if hardware else None
+            print(report(config, dry_run(config, chosen), chosen))
             return 0
         return _train(config)
     except UserError as error:
@@ -144,7 +145,7 @@ def _trial(arguments: list[str]) -> tuple[list[str], bool, str | None]:
         if word == "--target" or word.startswith("--target="):
             hardware = word.partition("=")[2] or next(words, "")
             if not hardware:
-                raise UserError("--target names no hardware; write v100:2 or v5e:2x4")
+                raise UserError("--target names no hardware; write h100, v100:2 or v5e:2x4")
         elif word != "--dry-run":
             rest.append(word)
     trial = "--dry-run" in arguments

@@ -28,11 +28,13 @@ _ACCELERATOR_QUERIES, _ACCELERATOR_KEYS = 128, 64
 DIRECT_SCORES = 2**22
 
 
-class _Groups(NamedTuple):
-    """What the last keys are, from the last on: hidden ones, then those of the references."""
+class _How(NamedTuple):
+    """How blocks are computed; the last keys are padding, those before them the references'."""
 
     face_length: int  # keys of one reference
-    hidden: int = 0  # padding
+    hidden: int = 0  # keys that are padding
+    ones: int | None = None  # the feature of V that holds ones, after which come no others of V's
+    half: bool = False  # keep scores in float16
 
 
 def blockwise(
@@ -51,7 +53,7 @@ def blockwise(
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     arrays = (query, key, value, bias[:, None].astype(jnp.float32))
     if b * heads * queries * key.shape[2] <= DIRECT_SCORES:
-        out, _ = _attend(*arrays, _Groups(face_length))
+        out, _ = _attend(*arrays, _How(face_length))
     else:
         out = _in_blocks(*arrays, face_length)
     return out.swapaxes(1, 2)
@@ -95,8 +97,8 @@ def _forward_on_cpu(
     query: Array, key: Array, value: Array, bias: Array, *, face_length: int
 ) -> tuple[Array, Array]:
     def one(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, Array]:
-        groups, blocks = _Groups(face_length), _cpu_blocks(query, key)
-        return _forward(query, key, value, bias, groups, blocks)
+        how, blocks = _How(face_length), _cpu_blocks(query, key)
+        return _forward(query, key, value, bias, how, blocks)
 
     return _over_heads(one, (query, key, value), bias)
 
@@ -109,8 +111,8 @@ def _backward_on_cpu(
         query: Array, key: Array, value: Array, log_sum: Array, slope: Array, mean: Array,
         bias: Array,
     ) -> tuple[Array, ...]:  # fmt: skip
-        groups, blocks = _Groups(face_length), _cpu_blocks(query, key)
-        return _backward(query, key, value, bias, log_sum, slope, mean, groups, blocks)
+        how, blocks = _How(face_length), _cpu_blocks(query, key)
+        return _backward(query, key, value, bias, log_sum, slope, mean, how, blocks)
 
     return _over_heads(one, (query, key, value, log_sum, slope, mean), bias)
 
@@ -135,14 +137,14 @@ def _forward_on_accelerator(
     query: Array, key: Array, value: Array, bias: Array, *, face_length: int
 ) -> tuple[Array, Array]:
     features = value.shape[-1]
-    groups = _Groups(face_length, -key.shape[-2] % _ACCELERATOR_KEYS)
+    how = _How(face_length, -key.shape[-2] % _ACCELERATOR_KEYS, features, _is_half(query))
     # The weights' sums come out of the product with the values, as one more feature of ones:
     # adding them up by themselves would read all scores once more.
     value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], -1)
     value = pad(value, -1, features + 8)
-    key, value = (pad(x, -2, key.shape[-2] + groups.hidden) for x in (key, value))
+    key, value = (pad(x, -2, key.shape[-2] + how.hidden) for x in (key, value))
     blocks = _accelerator_blocks(query, key)
-    return _forward(query, key, value, bias, groups, blocks, ones=features)
+    return _forward(query, key, value, bias, how, blocks)
 
 
 def _backward_on_accelerator(
@@ -150,10 +152,10 @@ def _backward_on_accelerator(
     log_sum: Array, slope: Array, mean: Array, *, face_length: int,
 ) -> tuple[Array, ...]:  # fmt: skip
     keys = key.shape[-2]
-    groups = _Groups(face_length, -keys % _ACCELERATOR_KEYS)
-    key, value = (pad(x, -2, keys + groups.hidden) for x in (key, value))
+    how = _How(face_length, -keys % _ACCELERATOR_KEYS, half=_is_half(query))
+    key, value = (pad(x, -2, keys + how.hidden) for x in (key, value))
     of_query, of_key, of_value, of_bias = _backward(
-        query, key, value, bias, log_sum, slope, mean, groups, _accelerator_blocks(query, key)
+        query, key, value, bias, log_sum, slope, mean, how, _accelerator_blocks(query, key)
     )
     return of_query, of_key[..., :keys, :], of_value[..., :keys, :], of_bias
 
@@ -181,16 +183,15 @@ def _forward(
     key: Array,
     value: Array,
     bias: Array,
-    groups: _Groups,
+    how: _How,
     blocks: tuple[int, int],
-    ones: int | None = None,
 ) -> tuple[Array, Array]:
     """`_attend` block by block."""
     queries, per_query = query.shape[-2], bias.shape[-2] > 1
 
     def one_block(arrays: tuple[Array, Array | None]) -> tuple[Array, Array]:
         query, m = arrays
-        return _attend(query, key, value, bias if m is None else m, groups, ones)
+        return _attend(query, key, value, bias if m is None else m, how)
 
     of_blocks = (_to_blocks(query, blocks), _to_blocks(bias, blocks) if per_query else None)
     out, log_sum = jax.lax.map(one_block, of_blocks)
@@ -200,7 +201,7 @@ def _forward(
 def _backward(
     query: Array, key: Array, value: Array, bias: Array,
     log_sum: Array, slope: Array, mean: Array,
-    groups: _Groups, blocks: tuple[int, int],
+    how: _How, blocks: tuple[int, int],
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
     """The slopes of Q, K, V and of M, [... q r], block by block.
 
@@ -216,13 +217,13 @@ def _backward(
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         query, slope, log_sum, mean, m = cast(tuple[Array, ...], arrays)
         m = bias if m is None else m
-        logits = _biased(scale * _product("...qd,...kd->...qk", query, key), m, groups)
-        weights = jnp.exp(logits - log_sum)
+        scores, factor = _scores(query, key, how)
+        weights = jnp.exp(factor * _biased(scores, m / factor, how) - log_sum)
         of_weights = _product("...qd,...kd->...qk", slope, value)
         of_logits = weights * (of_weights - mean)
-        end = key.shape[-2] - groups.hidden
-        faces = of_logits[..., end - references * groups.face_length : end]
-        of_bias = faces.reshape(*faces.shape[:-1], references, groups.face_length).sum(-1)
+        end = key.shape[-2] - how.hidden
+        faces = of_logits[..., end - references * how.face_length : end]
+        of_bias = faces.reshape(*faces.shape[:-1], references, how.face_length).sum(-1)
         weights, of_logits = (x.astype(query.dtype) for x in (weights, of_logits))
         # Keys come last: XLA on a CPU is slow where a product adds up over an array's rows.
         of_key = sums[0] + scale * _product("...qd,...qk->...dk", query, of_logits)
@@ -264,9 +265,7 @@ def _product(axes: str, a: Array, b: Array) -> Array:
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
 
 
-def _attend(
-    query: Array, key: Array, value: Array, bias: Array, groups: _Groups, ones: int | None = None
-) -> tuple[Array, Array]:
+def _attend(query: Array, key: Array, value: Array, bias: Array, how: _How) -> tuple[Array, Array]:
     """Equations 4 and 5 on [... q d], [... k d] and M [... q r]; the softmax in float32.
 
     Args:
@@ -274,33 +273,56 @@ def _attend(
         key: K.
         value: V.
         bias: M of every reference.
-        groups: what the last keys are.
-        ones: the feature of V that holds nothing but ones, if there is one; it and what comes
-            after it is not in the output.
+        how: what the last keys are, and so on; the output has what V has before its ones.
 
     Returns:
         h, and the log-sum-exp of every row [... q].
     """
-    scale = query.shape[-1] ** -0.5
-    scores = _biased(_product("...qd,...kd->...qk", query, key), bias / scale, groups)
+    scores, scale = _scores(query, key, how)
+    scores = _biased(scores, bias / scale, how)
     # The factor α comes last, where it costs no pass over the scores of its own.
     highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scale * (scores - highest))
     out = _product("...qk,...kd->...qd", weights.astype(value.dtype), value)
-    if ones is None:
+    if how.ones is None:
         total = weights.sum(-1, keepdims=True)
     else:
-        out, total = out[..., :ones], out[..., ones : ones + 1]
+        out, total = out[..., : how.ones], out[..., how.ones : how.ones + 1]
     return (out / total).astype(value.dtype), (scale * highest + jnp.log(total))[..., 0]
 
 
-def _biased(scores: Array, bias: Array, groups: _Groups) -> Array:
+def _is_half(query: Array) -> bool:
+    return query.dtype == jnp.float16
+
+
+def _scores(query: Array, key: Array, how: _How) -> tuple[Array, float]:
+    """Q Kᵀ up to a factor, and what it is to be multiplied with to be α Q Kᵀ.
+
+    In float16, where a GPU has no flash kernel, most of attention's time goes into moving scores
+    between passes. They are kept in the 11 bits of their factors then, with as much of α before
+    the product as rounds nothing; the sums inside the product, and the softmax, are in float32.
+    """
+    scale = query.shape[-1] ** -0.5
+    if not how.half:
+        return _product("...qd,...kd->...qk", query, key), scale
+    before = 2.0 ** math.floor(math.log2(scale))
+    scores = jnp.einsum(
+        "...qd,...kd->...qk",
+        query * jnp.asarray(before, query.dtype),
+        key,
+        preferred_element_type=jnp.float16,
+    )
+    largest = float(jnp.finfo(jnp.float16).max)
+    return jnp.clip(scores, -largest, largest).astype(jnp.float32), scale / before
+
+
+def _biased(scores: Array, bias: Array, how: _How) -> Array:
     """Scores [... q k] plus M [... q r], which is zero for the text and hides what is padding."""
-    if not bias.shape[-1] and not groups.hidden:
+    if not bias.shape[-1] and not how.hidden:
         return scores
-    faces = jnp.repeat(bias.astype(jnp.float32), groups.face_length, axis=-1)
-    text = scores.shape[-1] - faces.shape[-1] - groups.hidden
+    faces = jnp.repeat(bias.astype(jnp.float32), how.face_length, axis=-1)
+    text = scores.shape[-1] - faces.shape[-1] - how.hidden
     parts = [jnp.zeros((*faces.shape[:-1], text), jnp.float32), faces]
-    if groups.hidden:
-        parts.append(jnp.full((*faces.shape[:-1], groups.hidden), INVISIBLE, jnp.float32))
+    if how.hidden:
+        parts.append(jnp.full((*faces.shape[:-1], how.hidden), INVISIBLE, jnp.float32))
     return scores + jnp.concatenate(parts, axis=-1)

@@ -305,6 +305,8 @@ def _paint(
         # The last batch is filled up, so that nothing is compiled for it.
         filled = chunk + chunk[-1:] * (min(suite.batch_size, len(pictures)) - len(chunk))
         output = pipe.paint(filled, settings)
+        if any(image is None for image in output.images):
+            raise UserError("a picture of the suite is not finite; the adapter cannot be measured")
         painted += [np.asarray(image, np.uint8) for image in output.images[: len(chunk)]]
         if progress:
             progress("pictures", len(painted), len(pictures))

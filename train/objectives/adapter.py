@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fusionjax.abstract_base import abstract_base
 from fusionjax.base import BaseModel
 from fusionjax.checkpoint import MINI, base_source, load_adapter
 from fusionjax.data.cache import made_from
@@ -25,7 +26,6 @@ from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import save_adapter
 from fusionjax.schedulers import plan
 from fusionjax.unet import FusionUNet
-from train.abstract_base import abstract_base
 from train.config import AdapterRun
 from train.faces import box_weight, nearest_face
 from train.grids import tile
