@@ -10,8 +10,9 @@ with its scaled dot-product attention, and what the last cross-attention does no
 is not computed.
 
 One process measures both, in turns, so that the ratio holds on a noisy machine; both use every
-core, and the memory allocator is set as `python -m train` sets it. Needs the extra `torch`. Prints
-a Markdown table and how far the losses differ, and writes JSON.
+core, and the memory allocator is set as `python -m train` sets it. CPU seconds are those of all
+threads: other programs on the machine disturb them less. Needs the extra `torch`. Prints a Markdown
+table and how far the losses differ, and writes JSON.
 """
 
 import argparse
@@ -222,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", action="store_true", help="a small UNet and 256² pictures")
     parser.add_argument("--batch", type=int, default=1, help="pictures a step")
-    parser.add_argument("--repeats", type=int, default=3, help="timed turns after the warm-up")
+    parser.add_argument("--repeats", type=int, default=2, help="timed turns after the warm-up")
     parser.add_argument("--channels-last", action="store_true", help="PyTorch's other layout")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -238,28 +239,38 @@ def main() -> None:
     if args.channels_last:
         unet = unet.to(memory_format=torch.channels_last)
     ways = {"PyTorch": Torch(unet, batch, ours.start), "ours": ours}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    clocks = {"s": time.perf_counter, "CPU s": time.process_time}
+    spent: dict[str, dict[str, list[float]]] = {c: {name: [] for name in ways} for c in clocks}
     losses: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(args.repeats + 1):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = {c: clock() for c, clock in clocks.items()}
             losses[name].append(way.step())
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-        print(f"turn {turn} of {args.repeats} done", flush=True)
+            took = {c: clock() - began[c] for c, clock in clocks.items()}
+            said = ", ".join(f"{value:.2f} {c}" for c, value in took.items())
+            print(f"turn {turn} of {args.repeats}, {name}: {said}", flush=True)
+            for c, value in took.items():
+                if turn:
+                    spent[c][name].append(value)
 
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians = {
+        c: {name: statistics.median(values) for name, values in of_clock.items()}
+        for c, of_clock in spent.items()
+    }
+    ratios = {c: of_clock["ours"] / of_clock["PyTorch"] for c, of_clock in medians.items()}
     difference = max(abs(a / b - 1) for a, b in zip(*losses.values(), strict=True))
-    print("\n| a training step | s | of PyTorch's |\n| --- | --- | --- |")
-    for name, value in medians.items():
-        print(f"| {name} | {value:.2f} | {value / medians['PyTorch']:.2f} |")
+    print("\n| a training step |" + "".join(f" {c} | of PyTorch's |" for c in clocks))
+    print("| --- " * (1 + 2 * len(clocks)) + "|")
+    for name in ways:
+        columns = (f"{m[name]:.2f} | {m[name] / m['PyTorch']:.2f}" for m in medians.values())
+        print(f"| {name} | " + " | ".join(columns) + " |")
     print(f"\nThe losses differ by at most {difference:.0e} of their value.")
     print(f"Temporaries of ours: {memory.temp_size_in_bytes / 1e6:.0f} MB.")
     report = {
         **vars(args),
         "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "ratio": medians["ours"] / medians["PyTorch"],
+        "spent": spent,
+        "ratios": ratios,
         "losses": losses,
         "loss_difference": difference,
         "temporary_mb": memory.temp_size_in_bytes / 1e6,
