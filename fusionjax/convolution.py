@@ -33,6 +33,8 @@ _WINOGRAD_TOKENS = 1024
 # Elements of the picture up to which Winograd's products all exist at once.
 _UNROLLED = 3 * 2**21
 
+_Convolution = Callable[[Array, Array], Array]
+
 
 class _Winograd(NamedTuple):
     """The matrices of one axis, and how far apart tiles begin."""
@@ -98,23 +100,59 @@ def convolve(
     Returns:
         The convolution, of the same size, or of double height and width.
     """
-    b, h, w, _ = x.shape
-    tokens = b * h * w * (4 if doubled else 1)
+    if x.dtype != jnp.float32 or _tokens(x, doubled) * kernel.size < _WORTHWHILE:
+        return _plain(x, kernel, doubled=doubled)
+    return _convolve(x, kernel, doubled)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: Array, kernel: Array, doubled: bool) -> Array:
     plain = functools.partial(_plain, doubled=doubled)
-    if x.dtype != jnp.float32 or tokens * kernel.size < _WORTHWHILE:
-        return plain(x, kernel)
+    on_cpu = _on_cpu(x, kernel, doubled=doubled)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+
+def _convolve_forward(x: Array, kernel: Array, doubled: bool) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel, doubled), (x, kernel)
+
+
+def _convolve_backward(
+    doubled: bool, saved: tuple[Array, Array], slope: Array
+) -> tuple[Array, Array]:
+    def transposed(function: _Convolution, x: Array, kernel: Array, slope: Array) -> Any:
+        return jax.vjp(function, x, kernel)[1](slope)
+
+    def on_cpu(x: Array, kernel: Array, slope: Array) -> tuple[Array, Array]:
+        function = _on_cpu(x, kernel, doubled=doubled)
+        of_x, of_kernel = transposed(function, x, kernel, slope)
+        if function is _winograd:
+            of_x = _winograd(slope, kernel[::-1, ::-1], transposed=True)
+        return of_x, of_kernel
+
+    default = functools.partial(transposed, functools.partial(_plain, doubled=doubled))
+    return jax.lax.platform_dependent(*saved, slope, cpu=on_cpu, default=default)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _on_cpu(x: Array, kernel: Array, *, doubled: bool) -> _Convolution:
+    """The fastest way on a CPU for arrays of these shapes."""
     if kernel.shape[0] == 1:
-        on_cpu: Callable[[Array, Array], Array] = _pointwise
-    elif doubled:
-        on_cpu = functools.partial(_winograd, tile=_DOUBLED)
-    elif tokens < _WINOGRAD_TOKENS:
-        on_cpu = _neighbourhoods
-    elif h % 2 == w % 2 == 0:
-        on_cpu = functools.partial(_winograd, tile=_PLAIN)
-    else:
-        return plain(x, kernel)
-    # Rematerialised, so that the backward pass keeps no transformed kernel.
-    return jax.lax.platform_dependent(x, kernel, cpu=jax.checkpoint(on_cpu), default=plain)
+        return _pointwise
+    if doubled:
+        return _winograd_doubled
+    if _tokens(x, doubled) < _WINOGRAD_TOKENS:
+        return _neighbourhoods
+    if x.shape[1] % 2 == x.shape[2] % 2 == 0:
+        return _winograd
+    return functools.partial(_plain, doubled=False)
+
+
+def _tokens(x: Array, doubled: bool) -> int:
+    """How many tokens the convolution has."""
+    b, h, w, _ = x.shape
+    return b * h * w * (4 if doubled else 1)
 
 
 def _plain(x: Array, kernel: Array, *, doubled: bool) -> Array:
@@ -136,14 +174,22 @@ def _neighbourhoods(x: Array, kernel: Array) -> Array:
     return jnp.concatenate(neighbours, axis=-1) @ rearrange(kernel, "i j c o -> (i j c) o")
 
 
-def _winograd(x: Array, kernel: Array, *, tile: _Winograd) -> Array:
+def _winograd_doubled(x: Array, kernel: Array) -> Array:
+    return _winograd(x, kernel, tile=_DOUBLED)
+
+
+def _winograd(
+    x: Array, kernel: Array, *, tile: _Winograd = _PLAIN, transposed: bool = False
+) -> Array:
+    """By Winograd's products; with the kernel's channels swapped if it is `transposed`."""
     rows = _tile_inputs(_with_border(x), 1, tile)
 
     def one_row(of_inputs: Array | Sequence[float], of_kernel: Array | Sequence[float]) -> Array:
         inputs = _tile_inputs(_sum(of_inputs, rows), 2, tile)
         taps = _sum(of_kernel, kernel)
         products = [
-            _sum(d, inputs) @ _sum(g, taps) for d, g in zip(tile.inputs, tile.kernel, strict=True)
+            _sum(d, inputs) @ (_sum(g, taps).T if transposed else _sum(g, taps))
+            for d, g in zip(tile.inputs, tile.kernel, strict=True)
         ]
         return jnp.stack([_sum(a, products) for a in tile.outputs])
 
@@ -159,8 +205,9 @@ def _winograd(x: Array, kernel: Array, *, tile: _Winograd) -> Array:
         products = [one_row(*row) for row in zip(tile.inputs, tile.kernel, strict=True)]
         y = [_sum(a, products) for a in tile.outputs]
     else:
+        out = kernel.shape[2 if transposed else 3]
         matrices = tile.inputs, tile.kernel, tuple(zip(*tile.outputs, strict=True))
-        shape = (2, x.shape[0], *(size // tile.stride for size in x.shape[1:3]), kernel.shape[-1])
+        shape = (2, x.shape[0], *(size // tile.stride for size in x.shape[1:3]), out)
         zeros = jnp.broadcast_to(0 * jax.lax.stop_gradient(x[None, :, :1, :1, :1]), shape)
         y, _ = jax.lax.scan(add_row, [zeros, zeros], tuple(jnp.array(m, x.dtype) for m in matrices))
     return rearrange(jnp.stack(y), "i j b h w o -> b (h i) (w j) o")

@@ -65,9 +65,66 @@ def test_equals_the_convolution_and_its_gradients(way):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize("through", ["checkpoint", "scan", "vmap"])
+def test_its_gradients_pass_through_transformations(way, through):
+    function, x, kernel = way
+
+    def loss(x, kernel, function=function):
+        if through == "checkpoint":
+            y = jax.checkpoint(function)(x, kernel)
+        elif through == "scan":
+            _, y = jax.lax.scan(lambda _, each: (None, function(each[None], kernel)), None, x)
+        else:
+            y = jax.vmap(lambda each: function(each[None], kernel))(x)
+        return (y**2).sum()
+
+    ours = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+    _, *wanted = in_float64(x, kernel, **function.keywords)
+    for our, their in zip(ours, wanted, strict=True):
+        np.testing.assert_allclose(our, their, rtol=0, atol=2e-6 * np.abs(their).max())
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_the_gradient_of_a_picture_costs_a_convolution(doubled):
+    """No gradient of a kernel that nobody asks for, and none by XLA's transposition of Winograd."""
+    x, kernel = jnp.zeros((1, 32, 32, 64)), jnp.zeros((3, 3, 64, 64))
+    function = functools.partial(convolve, doubled=doubled)
+
+    def slope(x, kernel, y):
+        return jax.vjp(lambda x: function(x, kernel), x)[1](y)
+
+    def flops(function, *arrays):
+        return jax.jit(function).lower(*arrays).compile().cost_analysis()["flops"]
+
+    forward = flops(function, x, kernel)
+    assert flops(slope, x, kernel, function(x, kernel)) < 1.4 * forward
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_gradients_in_bfloat16_are_those_of_the_plain_convolution(doubled, monkeypatch):
+    monkeypatch.setattr(convolution, "_WORTHWHILE", 0)
+    rng = np.random.default_rng(0)
+    arrays = [_normal(rng, 1, 8, 8, 4), _normal(rng, 3, 3, 4, 6)]
+    arrays = [x.astype(jnp.bfloat16) for x in arrays]
+
+    def plain(x, kernel):
+        x = x.repeat(2, 1).repeat(2, 2) if doubled else x
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def gradients(function):
+        return jax.grad(lambda *arrays: (function(*arrays) ** 2).sum(), (0, 1))(*arrays)
+
+    ours, theirs = gradients(functools.partial(convolve, doubled=doubled)), gradients(plain)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(our, np.float32), np.asarray(their, np.float32))
+
+
 def test_the_backward_pass_keeps_only_what_a_convolution_keeps(way):
     function, *arrays = way
-    _, vjp = jax.vjp(function, *arrays)
+    _, vjp = jax.vjp(function, *map(jnp.asarray, arrays))
     kept = sum(leaf.size for leaf in jax.tree.leaves(vjp))
     assert kept < sum(array.size for array in arrays) + 50, "no transformed kernel or picture"
 

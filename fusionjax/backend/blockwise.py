@@ -225,18 +225,19 @@ def _backward(
         faces = of_logits[..., end - references * how.face_length : end]
         of_bias = faces.reshape(*faces.shape[:-1], references, how.face_length).sum(-1)
         weights, of_logits = (x.astype(query.dtype) for x in (weights, of_logits))
-        of_key = sums[0] + scale * _product("...qk,...qd->...kd", of_logits, query)
-        of_value = sums[1] + _product("...qk,...qd->...kd", weights, slope)
+        # Keys come last: XLA on a CPU is slow where a product adds up over an array's rows.
+        of_key = sums[0] + scale * _product("...qd,...qk->...dk", query, of_logits)
+        of_value = sums[1] + _product("...qd,...qk->...dk", slope, weights)
         of_query = scale * _product("...qk,...kd->...qd", of_logits, key)
         return (of_key, of_value), (of_query.astype(query.dtype), of_bias)
 
     of_rows = (query, slope, log_sum[..., None], mean[..., None])
     rows = tuple(_to_blocks(x, blocks) for x in of_rows)
-    zeros = (jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32))
+    of_key, of_value = (jnp.zeros_like(x.swapaxes(-1, -2), jnp.float32) for x in (key, value))
     sums, (of_query, of_bias) = jax.lax.scan(
-        one_block, zeros, (*rows, _to_blocks(bias, blocks) if per_query else None)
+        one_block, (of_key, of_value), (*rows, _to_blocks(bias, blocks) if per_query else None)
     )
-    of_key, of_value = (x.astype(key.dtype) for x in sums)
+    of_key, of_value = (x.swapaxes(-1, -2).astype(key.dtype) for x in sums)
     return _from_blocks(of_query, queries), of_key, of_value, _from_blocks(of_bias, queries)
 
 
