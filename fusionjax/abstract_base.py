@@ -11,6 +11,9 @@ from fusionjax.base import BaseModel
 from fusionjax.diffusion import NoiseSchedule
 from fusionjax.interop import configs
 
+STAND_IN = "no folder on this machine: Stable Diffusion 1.5's sizes stand for it"
+"""What a dry run says of a source of which it knows nothing."""
+
 # Stable Diffusion 1.5, where the named base is not on this machine.
 _SD15: dict[str, dict[str, Any]] = {
     "unet": {
@@ -44,6 +47,11 @@ _SD15: dict[str, dict[str, Any]] = {
 }
 
 
+def is_here(source: str) -> bool:
+    """Whether a source is a diffusers folder on this machine; for others SD 1.5 stands."""
+    return (Path(source) / "unet" / "config.json").is_file()
+
+
 def abstract_base(source: str, dtype: Any) -> BaseModel:
     """The modules of a base model and the shapes of its weights.
 
@@ -55,10 +63,10 @@ def abstract_base(source: str, dtype: Any) -> BaseModel:
         A model whose parameters are `jax.ShapeDtypeStruct`s and that has no tokenizer.
     """
     folder = Path(source)
-    is_here = (folder / "unet" / "config.json").is_file()
+    known = is_here(source)
 
     def config(part: str) -> dict[str, Any]:
-        return configs.read_json(folder / part / "config.json") if is_here else _SD15[part]
+        return configs.read_json(folder / part / "config.json") if known else _SD15[part]
 
     unet: Any = configs.unet_from_config(config("unet"), "unet", dtype)
     vae: Any = configs.vae_from_config(config("vae"), "vae", dtype)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fusionjax.abstract_base import STAND_IN, is_here
 from fusionjax.backend.devices import check_dtype, default_dtype
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
 from fusionjax.backend.targets import Target, target
@@ -64,7 +65,9 @@ def dry_run(job: Job, images: int, name: str | None) -> str:
         if chosen is not None:
             check_fits(needs[program], chosen.chip, program, _REMEDY)
     in_16_bits = jnp.dtype(dtype).itemsize == 2
+    stands = [] if is_here(base_source(source)) else [f"{source} is {STAND_IN}", ""]
     lines = [
+        *stands,
         f"{images} picture{'s' * (images > 1)} of {width}×{height} with {photos} "
         f"photo{'s' * (photos > 1)} on each of {len(devices)} × {devices[0].device_kind}, {dtype}; "
         f"all weights: {weights / 1e9:.2f} GB",

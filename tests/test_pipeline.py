@@ -328,6 +328,20 @@ def test_progress_tells_steps_and_compilation(pipe, people):
     assert levels_apart(whole.images[0], parts.images[0]) <= 1
 
 
+def test_any_number_of_rows_is_told_in_few_parts_by_one_program(people):
+    """PNDM's 6 steps are 7 rows, which no number but 7 divides."""
+    pipe, compiled, done = make_pipe(), [], []
+    pipe.runner.before_compiling = compiled.append
+
+    def progress(stage, now, of, seconds):
+        if stage == "steps":
+            done.append((now, of))
+
+    pipe("x", people[:1], num_inference_steps=6, scheduler="pndm", progress=progress)
+    assert done == [(2, 7), (4, 7), (6, 7), (7, 7)]
+    assert compiled.count("steps") == 1
+
+
 # --- what the arguments do ------------------------------------------------------------------------
 
 

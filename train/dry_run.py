@@ -7,9 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from fusionjax.abstract_base import STAND_IN, is_here
 from fusionjax.backend.devices import check_dtype, check_implementation, default_implementation
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
 from fusionjax.backend.targets import Target
+from fusionjax.checkpoint import base_source
 from fusionjax.sharding import make_mesh
 from train.config import AdapterRun, RunConfig
 from train.objectives import Objective, make_objective
@@ -121,6 +123,8 @@ def report(config: RunConfig, run: StepNeeds, target: Target | None = None) -> s
         f"a step: {needs.flops / 1e12:.3f} TFLOP and {_gigabytes(needs.moved_bytes)} moved on a "
         f"device; attention: {flash or 'plain XLA'}; between devices {spoken or 'nothing'}",
     ]
+    if isinstance(config, AdapterRun) and not is_here(base_source(config.base)):
+        lines.insert(1, f"base: {config.base} is {STAND_IN}")
     if target is not None and run.seconds is not None:
         rate = config.batch_size / run.seconds
         hours = config.steps * run.seconds / 3600
