@@ -38,6 +38,7 @@ Rows = dict[str, dict[str, Any]]
 
 def compile_target(name: str) -> Rows:
     """Compiles a target's programs in this process: rows by program."""
+    from fusionjax.backend.compilation import compiler_options
     from fusionjax.backend.devices import default_dtype
     from fusionjax.backend.program import compile_for
     from fusionjax.backend.targets import target
@@ -64,7 +65,8 @@ def compile_target(name: str) -> Rows:
     for program, traced in programs.items():
         if len(devices) > 1 and program != "a step":
             continue  # as on one device
-        _, needs = compile_for(traced, len(devices), devices[0], program, "")
+        xla = compiler_options(devices[0])
+        _, needs = compile_for(traced, len(devices), devices[0], program, "", xla)
         add(program, needs, needs.seconds(chip, in_16_bits=True))
     return rows
 
@@ -113,6 +115,8 @@ def worse(measured: dict[str, Rows], recorded: dict[str, Rows]) -> list[str]:
                 found.append(f"{name}, {program}: {row['error']}")
                 continue
             before = recorded.get(name, {}).get(program, {})
+            if not before:
+                found.append(f"{name}, {program}: nothing is recorded; --record does it")
             for figure in CHECKED:
                 was, now = before.get(figure), row[figure]
                 if was and now and now > TOLERANCE * was:

@@ -57,8 +57,8 @@ def attention(
         implementation: `xla` (blockwise, runs anywhere), `cudnn` (Ampere or newer, 16-bit
             inputs), `tpu` (Pallas flash kernel); None chooses by `default_implementation`. A
             layer that the named kernel cannot do (a head too wide for cuDNN) runs by `xla`.
-        mesh: With several devices, the mesh over whose axes the batch is sharded. Only `tpu`
-            needs it: a Pallas kernel cannot be partitioned by the compiler.
+        mesh: With several devices, the mesh over whose axes the batch is sharded. `tpu` and
+            `cudnn` need it: the compiler cannot divide their work.
 
     Returns:
         h of equation 5, before the output projection, in the dtype of `value`. The softmax is

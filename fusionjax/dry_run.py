@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fusionjax import schedulers
 from fusionjax.abstract_base import abstract_base
-from fusionjax.pipeline import FusionPipeline
+from fusionjax.pipeline import FusionPipeline, Settings, padded_photos
 from fusionjax.unet import FusionOptions
 
 
@@ -50,7 +50,7 @@ def picture_programs(
     Args:
         pipe: as from `abstract_pipeline`.
         images: pictures painted at once, over all of the pipeline's devices.
-        photos: of the person; 0 is nobody.
+        photos: of all people, filled up to a power of two as the pipeline does; 0 is nobody.
         height: in pixels.
         width: in pixels.
         steps: noise levels to visit.
@@ -58,8 +58,9 @@ def picture_programs(
 
     Returns:
         `encode a photo`, `text and faces`, `a step`, `decode`; each as `jax.jit(…).trace` returns
-        it. `a step` is a loop over steps, of which XLA and `measure` count one.
+        it. `a step` is a loop over steps, of which XLA and `compile_for` count one.
     """
+    pipe.check_settings(Settings(height, width, steps, scheduler))
     runner, devices = pipe.runner, len(pipe.runner.devices)
     factor, channels = pipe.base.vae_scale_factor, pipe.base.unet.in_channels
     grid = (height // factor, width // factor)
@@ -73,6 +74,7 @@ def picture_programs(
     x: dict[str, Any] = {"ids": ids, "negative_ids": ids, "rows": {"row": plan.rows}}
     programs = {}
     if photos:
+        photos = padded_photos(photos)
         side = pipe.photo_side
         photo = {
             "image": array(1, side, side, 3),

@@ -138,7 +138,7 @@ class Output(NamedTuple):
             order), mean of layers, heads and the steps looked at; else None.
     """
 
-    images: list[Any]
+    images: list[Image.Image | None]
     latents: Float[np.ndarray, "b h w c"]
     seeds: list[int]
     attention_share: np.ndarray | None = None
@@ -312,7 +312,14 @@ class FusionPipeline:
         empty = self.base.tokenize([""])
         for image in images:
             x = {"image": photo_files.to_array(image)[None], "empty_ids": empty}
-            seen = self.runner.run("photo", 1, x)
+            try:
+                seen = jax.device_get(self.runner.run("photo", 1, x))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise UserError(
+                    "the memory does not hold a photo's pass through the UNet; use a 16-bit dtype"
+                ) from None
             latents.append(np.asarray(seen["latents"]))
             states.append({layer: np.asarray(h) for layer, h in seen["states"].items()})
         thumbnails = [
@@ -441,7 +448,7 @@ class FusionPipeline:
             image_strength=image_strength,
             faces_in_negative=faces_in_negative,
         )
-        self._check_settings(settings)
+        self.check_settings(settings)
         count = len(prompts) * num_images_per_prompt
         grid = self._grid(settings)
         if latents is not None:
@@ -545,7 +552,7 @@ class FusionPipeline:
         Warns:
             UserWarning: if a prompt is too long; it says what is left out.
         """
-        self._check_settings(settings)
+        self.check_settings(settings)
         self._check_picture(picture, settings)
 
     # --- a batch ---------------------------------------------------------------------------------
@@ -607,16 +614,19 @@ class FusionPipeline:
     def _decoded(self, devices: int, x: dict[str, Any], wanted: int) -> list[np.ndarray | None]:
         """The first pictures' pixels; None where a picture is not finite, which is told."""
         decoded = self.runner.run("decode", devices, x)
-        finite, images = (np.asarray(decoded[name])[:wanted] for name in ("finite", "images"))
-        if not finite.all() and self.base.vae.dtype != jnp.float32:
+        finite, images = (np.array(decoded[name])[:wanted] for name in ("finite", "images"))
+        latents = np.asarray(x["carry"].latents)[:wanted]
+        again = ~finite & np.isfinite(latents).all((1, 2, 3))
+        if again.any() and self.base.vae.dtype != jnp.float32:
             warnings.warn(
-                f"{_of_seeds(x['seeds'], ~finite)} not finite in "
+                f"{_of_seeds(x['seeds'], again)} not finite in "
                 f"{jnp.dtype(self.base.vae.dtype).name}: decoded again in float32",
                 NotFiniteWarning,
                 stacklevel=6,
             )
             decoded = self.runner.run("decode", devices, x, in_float32=True)
-            finite, images = (np.asarray(decoded[name])[:wanted] for name in ("finite", "images"))
+            finite[again] = np.asarray(decoded["finite"])[:wanted][again]
+            images[again] = np.asarray(decoded["images"])[:wanted][again]
         if not finite.all():
             warnings.warn(
                 f"{_of_seeds(x['seeds'], ~finite)} not finite, and left out; dtype float32, a "
@@ -706,7 +716,7 @@ class FusionPipeline:
         longest = max(sum(len(person) for person in p.identities) for p in pictures)
         if longest == 0:
             return None
-        references = _padded(longest)
+        references = padded_photos(longest)
         shared = all(_same_people(picture, pictures[0]) for picture in pictures)
         sets = [picture.identities for picture in (pictures[:1] if shared else pictures)]
         example = next(person for people in sets for person in people)
@@ -744,7 +754,7 @@ class FusionPipeline:
 
         masks = None
         if pictures[0].masks is not None:
-            identities = _padded(max(len(picture.identities) for picture in pictures))
+            identities = padded_photos(max(len(picture.identities) for picture in pictures))
             size = (settings.height, settings.width)
             masks = np.zeros((len(pictures), identities, *size), np.float32)
             for row, picture in zip(masks, pictures, strict=True):
@@ -762,7 +772,8 @@ class FusionPipeline:
 
     # --- what can be wrong -----------------------------------------------------------------------
 
-    def _check_settings(self, settings: Settings) -> None:
+    def check_settings(self, settings: Settings) -> None:
+        """Raises UserError for a size or a sampler that the base cannot do."""
         step = self.base.vae_scale_factor * 2 ** (len(self.base.unet.down_block_types) - 1)
         for name in ("height", "width"):
             value = getattr(settings, name)
@@ -1057,7 +1068,7 @@ def _devices_for(pictures: int, available: int) -> int:
     return -(-pictures // per_device)
 
 
-def _padded(count: int) -> int:
+def padded_photos(count: int) -> int:
     """The next power of two: people come and go within it without compiling."""
     return 1 << (count - 1).bit_length()
 

@@ -219,7 +219,7 @@ class FusionUNet:
             attention: Implementation for all layers, None for the platform's fastest.
             remat: Keep only each block's output for the backward pass and compute the rest again:
                 less memory, about a third more time a training step.
-            mesh: Only for `attention="tpu"` on several chips, see `attention.attention`.
+            mesh: With several devices, see `attention.attention`.
 
         Raises:
             UserError: When the UNet has no cross-attention, or nothing else.

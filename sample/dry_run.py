@@ -6,27 +6,29 @@ import jax
 import jax.numpy as jnp
 
 from fusionjax.abstract_base import STAND_IN, is_here
+from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import check_dtype, default_dtype
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
 from fusionjax.backend.targets import Target, target
-from fusionjax.checkpoint import adapter_base, base_source, load_adapter
+from fusionjax.checkpoint import MINI, adapter_base, base_source, load_adapter
 from fusionjax.dry_run import abstract_pipeline, picture_programs
 from fusionjax.errors import UserError
 from fusionjax.schedulers import plan
-from sample.job import Job
+from sample.job import BATCH_PER_DEVICE, Job, even_batch
 
 _REMEDY = "use a smaller --batch-size, a smaller size, or a 16-bit --dtype"
-_MINI = "mini"
 
 
-def dry_run(job: Job, images: int, name: str | None) -> str:
+def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool = False) -> str:
     """Compiles the programs of a job's pictures.
 
     Args:
         job: what is to be painted; its base, adapter, size, people, steps, sampler and type count.
-        images: pictures painted at once on each device.
+        batch_size: pictures painted at once, over all devices; None is as when painting.
         name: hardware to compile for, see `fusionjax.backend.targets.target`; None is the present
             devices.
+        nobody: nobody is to be in the pictures; else, where nobody is named, one photo is counted
+            if there is an adapter.
 
     Returns:
         A table in Markdown and what it says together.
@@ -38,12 +40,17 @@ def dry_run(job: Job, images: int, name: str | None) -> str:
         raise UserError("--dry-run does not know what a ControlNet needs; leave --controlnet out")
     chosen = target(name) if name else None
     devices = chosen.devices if chosen else jax.local_devices()
+    batch = even_batch(job.num_images, batch_size or BATCH_PER_DEVICE * len(devices))
+    images = -(-batch // len(devices))
+    devices = devices[: -(-batch // images)]  # each has work
     dtype = job.dtype or default_dtype(devices)
     check_dtype(dtype, devices)
-    source = job.base or (adapter_base(job.fusion) if job.fusion else None) or _MINI
+    source = job.base or (adapter_base(job.fusion) if job.fusion else None) or MINI
     options = load_adapter(job.fusion).options if job.fusion else None
     pipe = abstract_pipeline(base_source(source), dtype, devices, options)
-    photos = sum(len(person.faces) or 1 for person in job.people) or 1
+    photos = sum(len(person.faces) or 1 for person in job.people)
+    if not photos and not nobody:
+        photos = int(job.fusion is not None or source == MINI)
     height, width = job.height or pipe.photo_side, job.width or pipe.photo_side
     programs = picture_programs(
         pipe,
@@ -61,9 +68,11 @@ def dry_run(job: Job, images: int, name: str | None) -> str:
     needs = {}
     for program, traced in programs.items():
         count = 1 if program == "encode a photo" else len(devices)
-        _, needs[program] = compile_for(traced, count, devices[0], program, _REMEDY)
+        xla = compiler_options(devices[0])
+        _, needs[program] = compile_for(traced, count, devices[0], program, _REMEDY, xla)
         if chosen is not None:
-            check_fits(needs[program], chosen.chip, program, _REMEDY)
+            resident = weights + needs[program].temporary_bytes
+            check_fits(needs[program], chosen.chip, program, _REMEDY, resident)
     in_16_bits = jnp.dtype(dtype).itemsize == 2
     stands = [] if is_here(base_source(source)) else [f"{source} is {STAND_IN}", ""]
     lines = [

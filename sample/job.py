@@ -19,6 +19,8 @@ _FILE = {"kind": "file"}
 _ONE_PERSON = ("faces", "weights", "fresh", "looks")
 _LONGEST_SIDE = 8192
 _LARGEST_SEED = 2**32 - 1
+BATCH_PER_DEVICE = 4
+"""Pictures painted at once on each device, unless told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +223,11 @@ class Job:
             What `from_mapping` reads.
         """
         return _to_json(self, full)
+
+
+def even_batch(pictures: int, most: int) -> int:
+    """The size of as few batches as `most` allows, all nearly full: five pictures are 3 + 2."""
+    return -(-pictures // -(-pictures // most))
 
 
 def _person(values: Any, folder: Path | None) -> Person:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import fusionjax
 from fusionjax.errors import NotFiniteWarning, UserError
 from sample import files
-from sample.job import Job, Person
+from sample.job import BATCH_PER_DEVICE, Job, Person, even_batch
 from sample.options import Options
 from sample.progress import Bar, Stopwatch, duration
 
@@ -27,7 +27,6 @@ _ASSETS = Path(fusionjax.__file__).parent / "assets"
 MINI_FACE = "cleo"  # one of the four embedded people
 MINI_PROMPT = "a person laughing, wearing an astronaut suit, in a garden with flowers"
 MINI_GUIDANCE = 3.0
-_BATCH_PER_DEVICE = 4
 _PEOPLE_BYTES = 2**31  # of encoded people are kept for the next request
 
 
@@ -52,8 +51,8 @@ def run(options: Options) -> int:
     if options.dry_run:
         from sample.dry_run import dry_run
 
-        images = options.batch_size or min(job.num_images, _BATCH_PER_DEVICE)
-        print(dry_run(job, images, options.target))
+        nobody = options.given.get("people") == []
+        print(dry_run(job, options.batch_size, options.target, nobody=nobody))
         return 0
     if options.depth_from is not None and not job.controlnet:
         raise UserError("--depth-from is given without --controlnet")
@@ -130,7 +129,7 @@ def _run_job(options: Options, job: Job) -> int:
     first = files.next_number(options.output)
     sums = files.checksums(job)
     painted, shares = [], []
-    batch = _even(len(pictures), options.batch_size or _BATCH_PER_DEVICE * studio.devices)
+    batch = even_batch(len(pictures), options.batch_size or BATCH_PER_DEVICE * studio.devices)
     for index, image, share in studio.painted(
         pictures, settings, batch, attention_share=options.attention_share
     ):
@@ -159,11 +158,6 @@ def _run_job(options: Options, job: Job) -> int:
         _print_shares(shares, job, people)
     bar.say(f"{len(painted)} picture{'s' * (len(painted) > 1)} in {watch}")
     return 1 if missing else 0
-
-
-def _even(pictures: int, most: int) -> int:
-    """The size of as few batches as `most` allows, all nearly full: five pictures are 3 + 2."""
-    return -(-pictures // -(-pictures // most))
 
 
 class Studio:
@@ -424,7 +418,7 @@ def _run_requests(options: Options, within: Job) -> int:
     bad = 0
     # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
     studio = Studio(within, options, bar) if any(r.job for r in todo) else None
-    batch = options.batch_size or _BATCH_PER_DEVICE * (studio.devices if studio else 1)
+    batch = options.batch_size or BATCH_PER_DEVICE * (studio.devices if studio else 1)
     waiting: dict[Any, list[_Waiting]] = {}
     began = time.perf_counter()
 
@@ -438,7 +432,7 @@ def _run_requests(options: Options, within: Job) -> int:
         assert studio is not None
         try:
             for request in _paint_group(studio, settings, group, batch, options, log):
-                fail(request, "its picture is not finite; use dtype float32 or less guidance")
+                fail(request, "its picture is not finite; use --dtype float32 or less guidance")
         except UserError as error:  # the other groups may still be painted
             for request in {item.request.number: item.request for item in group}.values():
                 if log.expects(request):

@@ -68,6 +68,11 @@ def test_work_by_hand():
     assert done.attention == {"cudnn": 1}
 
 
+def test_a_text_of_another_form_is_refused():
+    with pytest.raises(ValueError, match="not the text of a compiled program"):
+        work(TEXT.replace("%", ""))
+
+
 def test_work_of_a_real_program():
     """A product's factors and result, as often as a loop runs it."""
 

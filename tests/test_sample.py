@@ -22,10 +22,10 @@ from fusionjax.pipeline import MINI_FUSION, Settings
 from fusionjax.unet import FusionUNet
 from sample.__main__ import main
 from sample.files import read_picture, read_scene
-from sample.job import Job, Person
+from sample.job import Job, Person, even_batch
 from sample.options import parse
 from sample.progress import Bar
-from sample.run import Studio, _even, _is_embedded
+from sample.run import Studio, _is_embedded
 from sample.sheet import contact_sheet, heat_map
 from tests import tiny
 
@@ -356,7 +356,7 @@ def test_requests_go_on_after_being_stopped(sample, world, monkeypatch, compiled
 
 
 def test_batches_are_evenly_filled():
-    assert [_even(pictures, 4) for pictures in (1, 4, 5, 8, 9, 13)] == [1, 4, 3, 4, 3, 4]
+    assert [even_batch(pictures, 4) for pictures in (1, 4, 5, 8, 9, 13)] == [1, 4, 3, 4, 3, 4]
 
 
 def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
@@ -488,9 +488,9 @@ def test_long_prompts_warn_once(sample, capsys):
 def test_a_dry_run_tells_what_is_needed_and_paints_nothing(tmp_path, monkeypatch, capsys):
     """For the embedded model on the present devices: a row for each program."""
     monkeypatch.chdir(tmp_path)
-    assert main(["--dry-run", "--batch-size", "2", "--steps", "5"]) == 0
+    assert main(["--dry-run", "--num-images", "2", "--steps", "5"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("2 pictures of 64×64 with 1 photo on each of 8 × cpu, float32; all ")
+    assert told.startswith("1 picture of 64×64 with 1 photo on each of 2 × cpu, float32; all ")
     row = r"\| {} \| [\d.]+ GB \| [\d.]+ \| [\d.]+ GB \| \d+ \| xla \|"
     for program in ("encode a photo", "text and faces", "a step", "decode"):
         assert re.search(row.format(program), told), program
@@ -505,6 +505,7 @@ def test_a_dry_run_tells_what_is_needed_and_paints_nothing(tmp_path, monkeypatch
         (["--dry-run", "--target", "h10"], "--target is 'h10'; did you mean h100"),
         (["--dry-run", "--requests", __file__], "--dry-run does not go with --requests"),
         (["--dry-run", "--controlnet", "x"], "does not know what a ControlNet needs"),
+        (["--dry-run", "--width", "72"], "width is 72; it must be a multiple of"),
     ],
 )
 def test_what_a_dry_run_cannot_do(words, message, capsys):

@@ -118,6 +118,23 @@ def test_the_papers_run_trains_24780800_parameters():
     assert objective.batch_shapes()["latents"].shape == (16, 64, 64, 4)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--attention", "cudnn"], "attention is cudnn, which needs an NVIDIA GPU"),
+        (["--mesh.data", "64"], "mesh data=64 fsdp=1 does not fit 8 devices"),
+    ],
+)
+def test_what_the_devices_cannot_do_is_told_before_anything_is_made(
+    words, message, tmp_path, capsys
+):
+    assert main(["mini", "--output", str(tmp_path / "run"), *words]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_device_without_enough_memory_is_told_with_what_helps(monkeypatch, capsys):
     def no_memory(config):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")

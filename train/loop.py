@@ -20,7 +20,7 @@ from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
 from train.config import AdapterRun, RunConfig
 from train.objectives import Objective, make_objective
 from train.processes import agreed, by_the_first, stop_signal
-from train.step import init_state, make_optimizer, make_step, shard_step
+from train.step import init_state, make_optimizer, make_step, shard_step, split_by_batch
 from train.watch import Watch, of_shares, scalars
 
 
@@ -37,7 +37,10 @@ def run(config: RunConfig) -> Path:
         UserError: if something that the run names is missing, does not fit, or the run cannot go
             on.
     """
-    # ---- Where it is written, and whether it goes on from there ----
+    # ---- Whether the devices can do it, where it is written, whether it goes on from there ----
+    check_dtype(config.precision, jax.devices())
+    if isinstance(config, AdapterRun):
+        check_implementation(config.attention, config.precision, jax.devices())
     folder = run_folder(config)
     writes = jax.process_index() == 0
     going_on = agreed(str(_is_continued(config, folder))) == "True"
@@ -54,9 +57,6 @@ def run(config: RunConfig) -> Path:
     # ---- What is trained, on what, where ----
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     config.check_batch(mesh.size)
-    check_dtype(config.precision, list(mesh.devices.flat))
-    if isinstance(config, AdapterRun):
-        check_implementation(config.attention, config.precision, list(mesh.devices.flat))
     _build_data(config)
     objective = make_objective(config, mesh)
     if going_on:
@@ -90,7 +90,7 @@ def run(config: RunConfig) -> Path:
     # ---- The step, compiled with its shardings ----
     step = make_step(objective.loss, optimizer, config.optimizer, config.precision)
     train_step = shard_step(step, mesh, frozen)
-    validate = jax.jit(objective.loss)
+    validate = jax.jit(split_by_batch(objective.loss, mesh))
 
     # ---- The loop ----
     done = int(state.step)

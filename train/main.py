@@ -106,9 +106,11 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
     from train.loop import run
     from train.processes import join, leave_the_others
 
-    use_compilation_cache()
     join(config.distributed)
     if jax.process_count() == 1:
+        # Of several processes only the first would write there, and the next time wait for the
+        # others, which compile.
+        use_compilation_cache()
         with full_disk_told(), _full_memory_told(config):
             run(config)
         return 0

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from fusionjax.backend.compilation import compiler_options
 from fusionjax.sharding import batch_sharding, frozen_sharding, keep_batch_split, replicated
 from train.config import OptimizerConfig, Precision
 
@@ -180,19 +179,25 @@ def shard_step(step: Callable[..., Any], mesh: Mesh, frozen: Any) -> Any:
         The jitted step.
     """
     everywhere = replicated(mesh)
-
-    @functools.wraps(step)
-    def split_by_batch(*arguments: Any) -> Any:
-        with nn.intercept_methods(keep_batch_split(mesh)):
-            return step(*arguments)
-
     return jax.jit(
-        split_by_batch if mesh.shape["fsdp"] > 1 else step,
+        split_by_batch(step, mesh),
         in_shardings=(everywhere, frozen_sharding(mesh, frozen), batch_sharding(mesh), None),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh.devices.flat[0]),
     )
+
+
+def split_by_batch(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A step or a loss whose layers read what is split by batch, also where weights are split."""
+    if mesh.shape["fsdp"] == 1:
+        return function
+
+    @functools.wraps(function)
+    def split(*arguments: Any) -> Any:
+        with nn.intercept_methods(keep_batch_split(mesh)):
+            return function(*arguments)
+
+    return split
 
 
 def _accumulated(

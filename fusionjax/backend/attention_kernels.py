@@ -43,7 +43,7 @@ def kernel_by_name(implementation: Implementation | str, mesh: Mesh | None = Non
     """
     kernels: dict[str, Kernel] = {
         "xla": blockwise,
-        "cudnn": _cudnn,
+        "cudnn": functools.partial(_cudnn, mesh=mesh),
         "tpu": functools.partial(_tpu, mesh=mesh),
     }
     if implementation not in kernels:
@@ -51,18 +51,27 @@ def kernel_by_name(implementation: Implementation | str, mesh: Mesh | None = Non
     return kernels[implementation]
 
 
-def _cudnn(query: Array, key: Array, value: Array, bias: Array | None, face_length: int) -> Array:
+def _cudnn(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    face_length: int,
+    *,
+    mesh: Mesh | None,
+) -> Array:
     """cuDNN's flash attention; heads wider than it takes go to `blockwise`."""
     # Its backward pass refuses an odd number of keys.
-    query_, key_, value_ = _with_bias_as_features(
-        query, key, value, bias, face_length, keys_multiple=2
-    )
-    if query_.shape[-1] > _CUDNN_FEATURES or query.dtype.itemsize != 2:
+    arrays = _with_bias_as_features(query, key, value, bias, face_length, keys_multiple=2)
+    if arrays[0].shape[-1] > _CUDNN_FEATURES or query.dtype.itemsize != 2:
         return blockwise(query, key, value, bias, face_length)
-    out = jax.nn.dot_product_attention(
-        query_, key_, value_, scale=query.shape[-1] ** -0.5, implementation="cudnn"
-    )
-    return out[..., : value.shape[-1]]
+
+    def flash(query_: Array, key_: Array, value_: Array) -> Array:
+        return jax.nn.dot_product_attention(
+            query_, key_, value_, scale=query.shape[-1] ** -0.5, implementation="cudnn"
+        )
+
+    return _by_batch(flash, mesh, query.shape[0])(*arrays)[..., : value.shape[-1]]
 
 
 def _tpu(
@@ -104,10 +113,19 @@ def _tpu(
     arrays = _with_bias_as_features(
         query, key, value, bias, face_length, queries_multiple=block_q, keys_multiple=block_k
     )
-    if mesh is not None and shards > 1:
-        spec = PartitionSpec(mesh.axis_names)
-        flash = jax.shard_map(flash, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return flash(*arrays)[:, :queries, :, : value.shape[-1]]
+    return _by_batch(flash, mesh, b)(*arrays)[:, :queries, :, : value.shape[-1]]
+
+
+def _by_batch(flash: Callable[..., Array], mesh: Mesh | None, b: int) -> Callable[..., Array]:
+    """A kernel that each device of a mesh runs on its part of the batch, if that can be divided.
+
+    The compiler cannot cut Pallas' kernels up, and cuDNN's only where Q, K and V lie alike, as
+    pictures and an empty prompt that all of them share do not.
+    """
+    if mesh is None or b % mesh.size:
+        return flash
+    spec = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(flash, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def _tpu_block(tokens: int) -> int:

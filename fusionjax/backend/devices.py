@@ -15,6 +15,7 @@ from jax.sharding import Sharding
 from fusionjax.choices import IMPLEMENTATIONS, Implementation, not_one_of
 from fusionjax.errors import UserError
 
+_VOLTA = 7.0  # compute capability from which there are tensor cores
 _AMPERE = 8.0  # compute capability from which there are bfloat16 and cuDNN's flash attention
 
 
@@ -40,10 +41,10 @@ def default_dtype(devices: Sequence[Any] | None = None) -> str:
 
     Returns:
         `bfloat16` on TPUs, on AMD's GPUs and on NVIDIA's from Ampere on; `float16` on older ones,
-        which have no other 16-bit type; `float32` on a CPU.
+        which have no other 16-bit type; `float32` on a CPU and on what is not known.
     """
     device = (jax.local_devices() if devices is None else devices)[0]
-    if device.platform == "cpu":
+    if device.platform not in ("gpu", "cuda", "rocm", "tpu"):
         return "float32"
     capability = compute_capability(device)
     return "float16" if capability is not None and capability < _AMPERE else "bfloat16"
@@ -83,11 +84,11 @@ def weight_format(weight: Any, sharding: Sharding, device: Any) -> Format | Shar
         device: one of them.
 
     Returns:
-        For the convolutions that cuDNN computes in 16 bits, kernels [kh, kw, c, o] as it wants
-        them: the output's channel first. The usual order for everything else.
+        For the convolutions that cuDNN computes in 16 bits on tensor cores, kernels [kh, kw, c, o]
+        as it wants them: the output's channel first. The usual order for everything else.
     """
     is_kernel = len(weight.shape) == 4 and jnp.dtype(weight.dtype).itemsize == 2
-    if device.platform in ("gpu", "cuda") and is_kernel:
+    if is_kernel and (compute_capability(device) or 0) >= _VOLTA:
         return Format(Layout(major_to_minor=(3, 0, 1, 2)), sharding)
     return sharding
 

@@ -134,6 +134,8 @@ class _Text:
                 if instruction is not None:
                     inside[instruction.name] = instruction
         self.text = text
+        if not any(each.operands for each in self.computations.get(self.entry, {}).values()):
+            raise ValueError("this is not the text of a compiled program as XLA prints it today")
 
     def work(self) -> Work:
         moved, operations = self._of(self.entry)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
-from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.hlo import collectives, work
 from fusionjax.backend.targets import Chip
 from fusionjax.errors import UserError
@@ -16,6 +15,8 @@ from fusionjax.errors import UserError
 # Of a chip's rate and bandwidth, what such programs reach; an assumption, which
 # `benchmarks/accelerator.py` can confirm or correct.
 EFFICIENCY = 0.6
+# Of a device's memory, what JAX gives to programs unless told otherwise.
+_SHARE = {"cuda": 0.75, "tpu": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,7 @@ class Needs:
         temporary_bytes: what exists in between.
         peak_bytes: most at any time, with the program itself; None where the compiler does not
             tell.
-        flops: the matrix arithmetic, a multiply-add counting as two, without what is inside
-            Pallas' kernels.
+        flops: the matrix arithmetic, a multiply-add counting as two.
         moved_bytes: read from and written to memory, see `hlo.Work`.
         operations: how many operations it starts.
         attention: how many calls of which flash kernel; the rest is plain XLA.
@@ -54,7 +54,12 @@ class Needs:
 
 
 def compile_for(
-    traced: Any, devices: int, device: Any, what: str, remedy: str
+    traced: Any,
+    devices: int,
+    device: Any,
+    what: str,
+    remedy: str,
+    options: dict[str, Any] | None = None,
 ) -> tuple[Any, Needs]:
     """Compiles a program and reads off what it needs.
 
@@ -64,6 +69,7 @@ def compile_for(
         device: one of them.
         what: how to name it in an error.
         remedy: what makes it smaller.
+        options: for XLA.
 
     Returns:
         The compiled program and its needs.
@@ -73,7 +79,7 @@ def compile_for(
     """
     began = time.perf_counter()
     try:
-        compiled = traced.lower().compile(compiler_options=compiler_options(device))
+        compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -98,7 +104,7 @@ def compile_for(
     )
 
 
-def check_fits(needs: Needs, chip: Chip, what: str, remedy: str) -> None:
+def check_fits(needs: Needs, chip: Chip, what: str, remedy: str, resident: int = 0) -> None:
     """Raises UserError if a program needs more memory than a device has.
 
     Args:
@@ -106,12 +112,16 @@ def check_fits(needs: Needs, chip: Chip, what: str, remedy: str) -> None:
         chip: the device.
         what: how to name the program.
         remedy: what makes it smaller.
+        resident: bytes on the device while it runs, where there are others than its arguments.
     """
-    most = max(needs.peak_bytes or 0, needs.arguments_bytes + needs.temporary_bytes)
-    if most > chip.memory_bytes:
+    most = max(needs.peak_bytes or 0, needs.arguments_bytes + needs.temporary_bytes, resident)
+    share = _SHARE[chip.platform]
+    if most > share * chip.memory_bytes:
         raise UserError(
             f"{what} needs {most / 1e9:.2f} GB of a device, which has "
-            f"{chip.memory_bytes / 1e9:.2f} GB; {remedy}"
+            f"{share * chip.memory_bytes / 1e9:.2f} GB for it"
+            + (f" ({share:.0%} of all: XLA_PYTHON_CLIENT_MEM_FRACTION)" if share < 1 else "")
+            + f"; {remedy}"
         )
 
 
@@ -125,7 +135,7 @@ def matrix_flops(program: Any) -> int:
             once where that depends on data; of the branches of a condition the dearest counts.
 
     Returns:
-        The count over all devices. Hand-written kernels are not looked into.
+        The count over all devices.
     """
     total = 0
     for equation in getattr(program, "jaxpr", program).eqns:
@@ -143,6 +153,12 @@ def matrix_flops(program: Any) -> int:
             total += max(map(matrix_flops, params["branches"]))
         elif name.startswith("dot_product_attention"):  # cuDNN's; its operands begin with Q, K, V
             total += _attention_flops(name, *(x.aval.shape for x in equation.invars[:2]))
+        elif name == "pallas_call":  # the TPU's flash attention, heads before tokens
+            q, k = (x.aval.shape for x in equation.invars[:2])
+            products = {"dkv": 4, "dq": 3}
+            kernel = str(params.get("name") or params.get("name_and_src_info"))
+            count = next((n for part, n in products.items() if part in kernel), 2)
+            total += 2 * count * math.prod(q) * k[2]
         else:
             times = params["length"] if name == "scan" else 1
             if name == "shard_map":

@@ -122,7 +122,7 @@ def target(name: str) -> Target:
         UserError: if there is no such target, or its compiler is not installed.
     """
     kind, _, size = name.lower().partition(":")
-    count = int(size or 1) if not size or size.isdecimal() else 0
+    count = int(size or 1) if not size or (size.isdecimal() and len(size) < 5) else 0
     if kind in _GPUS and count:
         return Target(name, _gpus(name, _GPUS[kind], count), _GPUS[kind])
     for layout in _LAYOUTS.get(kind, ()):

@@ -5,6 +5,7 @@ One base model is loaded; the adapters share it.
 
 from PIL import Image
 
+from fusionjax.backend.devices import default_dtype
 from fusionjax.base import BaseModel
 from fusionjax.checkpoint import MINI, base_source
 from fusionjax.errors import UserError
@@ -53,7 +54,7 @@ def evaluate(
     judge = Recogniser.from_pretrained(recogniser)
     if fusion == NO_FUSION:
         source = MINI_BASE if base is None else base_source(base)
-        pipe = FusionPipeline(BaseModel.from_pretrained(source))
+        pipe = FusionPipeline(BaseModel.from_pretrained(source, dtype=default_dtype()))
     else:
         pipe = FusionPipeline.from_pretrained(base, fusion)
     if fusion is None and decoupled is None and pipe.fusion_params is not None:

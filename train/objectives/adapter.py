@@ -61,14 +61,17 @@ class AdapterObjective:
             if abstract
             else _on_host(BaseModel.from_pretrained(source, dtype=self._dtype))
         )
+        devices = list(mesh.devices.flat)
+        self._attention = config.attention or default_implementation(config.precision, devices)
         self.fusion = FusionUNet(
             self.base.unet,
             config.fusion,
-            attention=config.attention
-            or default_implementation(config.precision, list(mesh.devices.flat)),
+            attention=self._attention,
             remat=config.remat,
             mesh=mesh if mesh.size > 1 else None,
         )
+        # The picture grids are few pictures on one device, whatever the mesh.
+        self._alone = FusionUNet(self.base.unet, config.fusion, attention=self._attention)
         needed = ("unet",) if config.text_states else ("unet", "text_encoder")
         self.frozen: Any = {name: self.base.params[name] for name in needed}
         self._empty = self._empty_text(abstract=abstract)
@@ -183,6 +186,7 @@ class AdapterObjective:
         dropped = no_text.reshape(-1, *[1] * (text.ndim - 1))
         states = self._text(frozen, jnp.where(dropped, self._empty, text))
         faces = self._faces(
+            self.fusion,
             params,
             frozen,
             batch["references"],
@@ -255,6 +259,7 @@ class AdapterObjective:
 
     def _faces(
         self,
+        fusion: FusionUNet,
         params: Params,
         frozen: Any,
         references: jax.Array,
@@ -275,11 +280,11 @@ class AdapterObjective:
             references = add_noise(self.base.schedule, flat, noise, jnp.repeat(t, most)).reshape(
                 references.shape
             )
-        hidden = self.fusion.reference_states(
+        hidden = fusion.reference_states(
             frozen["unet"], references.astype(self._dtype), empty, times
         )
         height, width = size
-        return self.fusion.faces(
+        return fusion.faces(
             params, hidden, strength, height=height, width=width, masks=masks, owner=owner
         )
 
@@ -292,10 +297,11 @@ class AdapterObjective:
         noise = jax.random.normal(jax.random.key(0), real.shape)
         empty = jnp.repeat(self._text(frozen, self._empty), count, axis=0)
         states = jnp.asarray(self.base.encode_text(frozen, tokens))
-        text = self.fusion.text_tokens(frozen["unet"], jnp.concatenate([empty, states]))
+        text = self._alone.text_tokens(frozen["unet"], jnp.concatenate([empty, states]))
 
         def faces_at(t: jax.Array) -> Any:
             return self._faces(
+                self._alone,
                 params,
                 frozen,
                 batch["references"],
@@ -316,7 +322,7 @@ class AdapterObjective:
                 faces = None  # they belong to the second half, which has the text
                 if with_faces:
                     faces = faces_at(t[:count].astype(jnp.int32)) if matched else clean
-                return self.fusion(frozen["unet"], latents.astype(self._dtype), t, text, faces)
+                return self._alone(frozen["unet"], latents.astype(self._dtype), t, text, faces)
 
             denoise = guided(predict, self.config.guidance_scale)
             return sample(denoise, noise, self._plan)
