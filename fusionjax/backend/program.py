@@ -79,7 +79,7 @@ def compile_for(
     """
     began = time.perf_counter()
     try:
-        compiled = traced.lower().compile(compiler_options=options)
+        compiled = _compiled(traced.lower(), options or {})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -102,6 +102,17 @@ def compile_for(
         collective_bytes=spoken,
         compile_seconds=time.perf_counter() - began,
     )
+
+
+def _compiled(lowered: Any, options: dict[str, Any]) -> Any:
+    """Compiles; without a GPU to try tiles of matrix products on, XLA may choose some that it then
+    cannot do (seen for an A100), and leaves all products to cuBLAS instead."""
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "output tile sizes" not in str(error):
+            raise
+        return lowered.compile(compiler_options=options | {"xla_gpu_enable_triton_gemm": False})
 
 
 def check_fits(needs: Needs, chip: Chip, what: str, remedy: str, resident: int = 0) -> None:
