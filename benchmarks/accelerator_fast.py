@@ -30,7 +30,8 @@ from benchmarks.accelerator_models import (
     source,
 )
 from benchmarks.accelerator_report import MEASURED, Outcome, Row, Skip
-from fusionjax.backend.devices import compiler_options, default_dtype, weight_format
+from fusionjax.backend.compilation import compiler_options
+from fusionjax.backend.devices import default_dtype, weight_format
 from fusionjax.base import BaseModel
 from fusionjax.sharding import make_mesh
 from fusionjax.unet import FusionUNet

@@ -2,8 +2,9 @@
 
     python -m train configs/sd15_tpu_v5e.py --base PATH_OF_SD15
 
-On several hosts add `--distributed.enabled True`: the pod's processes find each other. The run's
-folder, the dataset and the cache must lie on a disk that all hosts share.
+By the compiler's plan a step takes 8.0 GB of a chip, and 0.16 s are to be expected; no TPU has run
+it yet. On several hosts add `--distributed.enabled True`: the pod's processes find each other. The
+run's folder, the dataset and the cache must lie on a disk that all hosts share.
 """
 
 import dataclasses
