@@ -71,8 +71,9 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
         xla = compiler_options(devices[0])
         _, needs[program] = compile_for(traced, count, devices[0], program, _REMEDY, xla)
         if chosen is not None:
-            resident = weights + needs[program].temporary_bytes
-            check_fits(needs[program], chosen.chip, program, _REMEDY, resident)
+            check_fits(
+                needs[program], chosen.chip, program, _REMEDY, images=images, resident=weights
+            )
     in_16_bits = jnp.dtype(dtype).itemsize == 2
     stands = [] if is_here(base_source(source)) else [f"{source} is {STAND_IN}", ""]
     lines = [

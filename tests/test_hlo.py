@@ -102,8 +102,10 @@ def test_seconds_by_hand():
 
 
 def test_what_does_not_fit_says_what_would():
-    with pytest.raises(
-        UserError, match=r"the step needs 50.00 GB of .* 32.21 GB for it .*; use remat"
-    ):
-        check_fits(NEEDS, _GPUS["a100"], "the step", "use remat")
-    check_fits(NEEDS, _GPUS["h100"], "the step", "use remat")
+    """20 GB stay, 30 GB are eight pictures': of the 12.2 GB that are left, three have room."""
+    told = r"the step needs 50.00 GB of .* 32.21 GB for it .* 8 pictures at once 3 should fit; use"
+    with pytest.raises(UserError, match=told):
+        check_fits(NEEDS, _GPUS["a100"], "the step", "use remat", images=8)
+    check_fits(NEEDS, _GPUS["h100"], "the step", "use remat", images=8)
+    with pytest.raises(UserError, match=r"FRACTION\); use remat"):
+        check_fits(NEEDS, _GPUS["a100"], "the step", "use remat", images=8, resident=int(40e9))

@@ -64,15 +64,16 @@ def dry_run(config: RunConfig, target: Target | None = None) -> StepNeeds:
     config.check_batch(mesh.size)
     _, params, needs = compile_step(config, objective, mesh)
     what = f"a step of batch_size {config.batch_size}"
+    images = config.batch_size // (config.optimizer.accumulate_steps * mesh.size)
     seconds = None
     if target is not None:
-        check_fits(needs, target.chip, what, LESS_MEMORY)
+        check_fits(needs, target.chip, what, LESS_MEMORY, images=images)
         seconds = needs.seconds(target.chip, in_16_bits=config.precision != "float32")
     return StepNeeds(
         trained_parameters=count(params),
         frozen_parameters=count(objective.frozen),
         devices=f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
-        images_per_device=config.batch_size // (config.optimizer.accumulate_steps * mesh.size),
+        images_per_device=images,
         needs=needs,
         seconds=seconds,
     )

@@ -115,7 +115,9 @@ def _compiled(lowered: Any, options: dict[str, Any]) -> Any:
         return lowered.compile(compiler_options=options | {"xla_gpu_enable_triton_gemm": False})
 
 
-def check_fits(needs: Needs, chip: Chip, what: str, remedy: str, resident: int = 0) -> None:
+def check_fits(
+    needs: Needs, chip: Chip, what: str, remedy: str, *, images: int, resident: int = 0
+) -> None:
     """Raises UserError if a program needs more memory than a device has.
 
     Args:
@@ -123,15 +125,20 @@ def check_fits(needs: Needs, chip: Chip, what: str, remedy: str, resident: int =
         chip: the device.
         what: how to name the program.
         remedy: what makes it smaller.
-        resident: bytes on the device while it runs, where there are others than its arguments.
+        images: pictures that a device works through at once.
+        resident: bytes that stay on the device, where there are others than its arguments.
     """
-    most = max(needs.peak_bytes or 0, needs.arguments_bytes + needs.temporary_bytes, resident)
+    resident = max(resident, needs.arguments_bytes)
+    most = max(needs.peak_bytes or 0, resident + needs.temporary_bytes)
     share = _SHARE[chip.platform]
-    if most > share * chip.memory_bytes:
+    usable = share * chip.memory_bytes
+    if most > usable:
+        # What is needed in between grows with the pictures.
+        fitting = int((usable - resident) * images / max(needs.temporary_bytes, 1))
         raise UserError(
-            f"{what} needs {most / 1e9:.2f} GB of a device, which has "
-            f"{share * chip.memory_bytes / 1e9:.2f} GB for it"
+            f"{what} needs {most / 1e9:.2f} GB of a device, which has {usable / 1e9:.2f} GB for it"
             + (f" ({share:.0%} of all: XLA_PYTHON_CLIENT_MEM_FRACTION)" if share < 1 else "")
+            + (f"; of the {images} pictures at once {fitting} should fit" if fitting > 0 else "")
             + f"; {remedy}"
         )
 
