@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import train_memory
+from benchmarks import compiled, train_memory
 from fusionjax.backend.hlo import Collective, collectives
 from fusionjax.backend.program import matrix_flops
 from fusionjax.backend.targets import target
@@ -138,3 +138,27 @@ def test_the_benchmark_prints_what_it_knows_and_goes_on(tmp_path, monkeypatch, c
     assert first == "| 1 | no | 2.00 GB | 3.00 GB | unknown | 4.0 | 61 s |"
     assert second == "| 1 | yes | too / large | | | | |"
     assert len(file.read_text().splitlines()) == 2
+
+
+def test_the_readme_shows_what_is_recorded():
+    """Its rows are rows of the record, among them a step on every kind of hardware."""
+    recorded = json.loads(compiled.RECORD.read_text())
+    rows = compiled.table(recorded).splitlines()[2:]
+    readme = compiled.RECORD.parent.parent / "README.md"
+    shown = [line for line in readme.read_text().splitlines() if line in rows]
+    for name in ("v100", "a100", "h100", "v5e"):
+        assert any(line.startswith(f"| {name} | a step |") for line in shown)
+    assert sum("a training step" in line for line in shown) == 4
+    assert not compiled.worse(recorded, recorded)
+
+
+def test_a_figure_that_grew_is_told():
+    row = {"peak_bytes": 100, "temporary_bytes": 50, "moved_bytes": 1000}
+    before = {"h100": {"a step": row}}
+    assert not compiled.worse({"h100": {"a step": row | {"moved_bytes": 1090}}}, before)
+    (told,) = compiled.worse({"h100": {"a step": row | {"moved_bytes": 1110}}}, before)
+    assert told == "h100, a step: moved_bytes is 1,110, and 1,000 is recorded (1.11 of it)"
+    (told,) = compiled.worse({"h100": {"decode": row}}, before)
+    assert told == "h100, decode: nothing is recorded; --record does it"
+    (told,) = compiled.worse({"h100": {"all programs": {"error": "ended"}}}, before)
+    assert told == "h100, all programs: ended"
