@@ -4,8 +4,8 @@
     python -m train configs/sd15_v100.py --base PATH_OF_SD15
 
 A V100 has no bfloat16: float16 with dynamic loss scaling. 24,780,800 parameters are trained. A step
-sees 16 pictures, eight on each V100 at once. By the compiler's plan it takes 9.0 GB of a device, 25
-TFLOP and 628 GB of memory traffic, and 1.5 s are to be expected; `--dry-run --target v100:2` works
+sees 16 pictures, eight on each V100 at once. By the compiler's plan it takes 9.1 GB of a device, 25
+TFLOP and 629 GB of memory traffic, and 1.5 s are to be expected; `--dry-run --target v100:2` works
 it out again. `--optimizer.accumulate-steps 8` takes 3.7 GB. No V100 has run it yet. A run is
 healthy if `skipped_in_row` is 0 in nearly every line of metrics.jsonl and the validation loss,
 always taken on the same noise, falls.
