@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fusionjax import schedulers
 from fusionjax.abstract_base import abstract_base
 from fusionjax.pipeline import FusionPipeline, Settings, padded_photos
-from fusionjax.unet import FusionOptions
+from fusionjax.unet import FusionOptions, FusionUNet
 
 
 def abstract_pipeline(
@@ -29,9 +29,8 @@ def abstract_pipeline(
         attention: implementation for all layers, None for the devices' fastest.
     """
     base = abstract_base(source, jnp.dtype(dtype))
-    pipe = FusionPipeline(base, None, options, devices=devices, attention=attention)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    fusion = jax.eval_shape(pipe.fusion.init, key, base.params["unet"])
+    fusion = jax.eval_shape(FusionUNet(base.unet, options).init, key, base.params["unet"])
     return FusionPipeline(base, fusion, options, devices=devices, attention=attention)
 
 
@@ -81,7 +80,7 @@ def picture_programs(
             "empty_ids": array(1, tokens, dtype=jnp.int32),
         }
         programs["encode a photo"] = runner.traced("photo", 1, photo)
-        states = jax.eval_shape(runner.programs.photo, _params(pipe), photo)["states"]
+        states = jax.eval_shape(runner.programs.photo, runner.params, photo)["states"]
         x["states"] = {
             layer: array(1, photos, *h.shape[1:], dtype=h.dtype) for layer, h in states.items()
         }
@@ -89,7 +88,7 @@ def picture_programs(
         x["rows"]["log_strength"] = array(len(plan), images, photos)
         x["layer_log"] = array(len(pipe.fusion.layers), images)
     programs["text and faces"] = runner.traced("look", devices, x, grid=grid)
-    x |= jax.eval_shape(lambda p, x: runner.programs.look(p, x, grid=grid), _params(pipe), x)
+    x |= jax.eval_shape(lambda p, x: runner.programs.look(p, x, grid=grid), runner.params, x)
     latents = array(images, *grid, channels)
     x |= {
         "mix": array(2, images),
@@ -101,7 +100,3 @@ def picture_programs(
     programs["a step"] = runner.traced("steps", devices, x, branches=2, in_negative=False)
     programs["decode"] = runner.traced("decode", devices, x)
     return programs
-
-
-def _params(pipe: FusionPipeline) -> Any:
-    return {"base": pipe.base.params, "fusion": pipe.fusion_params, "controlnet": None}

@@ -227,6 +227,7 @@ class Runner:
         devices: where to run; pictures are spread over as many as are asked for.
 
     Attributes:
+        params: as given.
         compilations: how many programs were compiled so far, and
         compile_seconds: how long that took (loading from the compilation cache counts).
         before_compiling: called with a program's name before it is compiled.
@@ -238,7 +239,7 @@ class Runner:
         self.compilations = 0
         self.compile_seconds = 0.0
         self.before_compiling: Callable[[str], None] | None = None
-        self._params_source = params
+        self.params = params
         self._placed: dict[int, Any] = {}
         self._compiled: dict[Any, Callable[..., Named]] = {}
 
@@ -284,7 +285,7 @@ class Runner:
         )
         shapes = jax.tree.map(
             lambda leaf, how: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=how),
-            self._params_source,
+            self.params,
             self._params_formats(devices),
         )
         return self._traced(name, devices, shapes, placed, shardings, static)
@@ -317,13 +318,13 @@ class Runner:
         """All weights, on each of the devices."""
         if devices not in self._placed:
             formats = self._params_formats(devices)
-            self._placed[devices] = jax.tree.map(jax.device_put, self._params_source, formats)
+            self._placed[devices] = jax.tree.map(jax.device_put, self.params, formats)
         return self._placed[devices]
 
     def _params_formats(self, devices: int) -> Any:
         everywhere = NamedSharding(self._mesh(devices), PartitionSpec())
         return jax.tree.map(
-            lambda leaf: weight_format(leaf, everywhere, self.devices[0]), self._params_source
+            lambda leaf: weight_format(leaf, everywhere, self.devices[0]), self.params
         )
 
 

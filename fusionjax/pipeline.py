@@ -36,6 +36,7 @@ from fusionjax import masks as masking
 from fusionjax import photos as photo_files
 from fusionjax import schedulers
 from fusionjax.backend.blockwise import INVISIBLE
+from fusionjax.backend.compilation import full_memory_told
 from fusionjax.backend.devices import (
     check_dtype,
     check_implementation,
@@ -312,14 +313,10 @@ class FusionPipeline:
         empty = self.base.tokenize([""])
         for image in images:
             x = {"image": photo_files.to_array(image)[None], "empty_ids": empty}
-            try:
+            with full_memory_told(
+                "the memory does not hold a photo's pass through the UNet; use a 16-bit dtype"
+            ):
                 seen = jax.device_get(self.runner.run("photo", 1, x))
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                raise UserError(
-                    "the memory does not hold a photo's pass through the UNet; use a 16-bit dtype"
-                ) from None
             latents.append(np.asarray(seen["latents"]))
             states.append({layer: np.asarray(h) for layer, h in seen["states"].items()})
         thumbnails = [

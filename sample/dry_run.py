@@ -61,10 +61,7 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
         steps=job.steps,
         scheduler=job.scheduler,
     )
-    weights = sum(
-        leaf.size * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves([pipe.base.params, pipe.fusion_params])
-    )
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pipe.runner.params))
     needs = {}
     for program, traced in programs.items():
         count = 1 if program == "encode a photo" else len(devices)

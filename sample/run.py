@@ -349,10 +349,14 @@ class Studio:
             Each picture's index, image (None where it is not finite), and attention share (None
             where not asked for).
         """
-        from jax.errors import JaxRuntimeError
-
+        from fusionjax.backend.compilation import full_memory_told
         from fusionjax.pipeline import of_many
 
+        too_much = (
+            f"the memory does not hold {batch} picture{'s' * (batch > 1)} of "
+            f"{settings.width}×{settings.height} at once; use a smaller --batch-size, "
+            "a smaller size, or a 16-bit --dtype"
+        )
         batches = -(-len(pictures) // batch)
         for start in range(0, len(pictures), batch):
             chunk = list(pictures[start : start + batch])
@@ -360,21 +364,13 @@ class Studio:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # prompts were warned of when they were checked
                 warnings.simplefilter("always", NotFiniteWarning)
-                try:
+                with full_memory_told(too_much):
                     out = self.pipe.paint(
                         filled,
                         settings,
                         attention_share=attention_share,
                         progress=of_many(self.bar, start // batch, batches),
                     )
-                except JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error):
-                        raise
-                    raise UserError(
-                        f"the memory does not hold {batch} picture{'s' * (batch > 1)} of "
-                        f"{settings.width}×{settings.height} at once; use a smaller --batch-size, "
-                        "a smaller size, or a 16-bit --dtype"
-                    ) from None
             for i in range(len(chunk)):
                 share = None if out.attention_share is None else out.attention_share[i]
                 yield start + i, out.images[i], share

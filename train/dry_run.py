@@ -8,13 +8,12 @@ import jax
 from jax.sharding import Mesh
 
 from fusionjax.abstract_base import STAND_IN, is_here
-from fusionjax.backend.devices import check_dtype, check_implementation, default_implementation
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
 from fusionjax.backend.targets import Target
 from fusionjax.checkpoint import base_source
 from fusionjax.sharding import make_mesh
 from train.config import AdapterRun, RunConfig
-from train.objectives import Objective, make_objective
+from train.objectives import Objective, check_devices, make_objective
 from train.step import LESS_MEMORY, init_state, make_optimizer, make_step, shard_step
 
 
@@ -55,11 +54,7 @@ def dry_run(config: RunConfig, target: Target | None = None) -> StepNeeds:
     """
     devices = jax.devices() if target is None else target.devices
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    check_dtype(config.precision, devices)
-    if isinstance(config, AdapterRun):
-        check_implementation(config.attention, config.precision, devices)
-        implementation = config.attention or default_implementation(config.precision, devices)
-        config = dataclasses.replace(config, attention=implementation)
+    check_devices(config, devices)
     objective = make_objective(config, mesh, abstract=True)
     config.check_batch(mesh.size)
     _, params, needs = compile_step(config, objective, mesh)

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fusionjax.backend.devices import check_dtype, check_implementation
 from fusionjax.checkpoint import Checkpoints, latest_run_step
 from fusionjax.data.pipeline import Batches, stacked
 from fusionjax.errors import UserError
 from fusionjax.files import make_folder
 from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
-from train.config import AdapterRun, RunConfig
-from train.objectives import Objective, make_objective
+from train.config import RunConfig
+from train.objectives import Objective, check_devices, make_objective
 from train.processes import agreed, by_the_first, stop_signal
 from train.step import init_state, make_optimizer, make_step, shard_step, split_by_batch
 from train.watch import Watch, of_shares, scalars
@@ -38,9 +37,7 @@ def run(config: RunConfig) -> Path:
             on.
     """
     # ---- Whether the devices can do it, where it is written, whether it goes on from there ----
-    check_dtype(config.precision, jax.devices())
-    if isinstance(config, AdapterRun):
-        check_implementation(config.attention, config.precision, jax.devices())
+    check_devices(config, jax.devices())
     folder = run_folder(config)
     writes = jax.process_index() == 0
     going_on = agreed(str(_is_continued(config, folder))) == "True"

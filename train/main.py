@@ -100,22 +100,27 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
     """Trains, alone or with other processes; returns the exit status."""
     import jax
 
-    from fusionjax.backend.compilation import use_compilation_cache
+    from fusionjax.backend.compilation import full_memory_told, use_compilation_cache
     from fusionjax.errors import UserError
     from train.files import full_disk_told
     from train.loop import run
     from train.processes import join, leave_the_others
+    from train.step import LESS_MEMORY
 
     join(config.distributed)
+    too_much = (
+        f"batch_size {config.batch_size} does not fit the memory of {jax.device_count()} × "
+        f"{jax.devices()[0].device_kind}; {LESS_MEMORY}"
+    )
     if jax.process_count() == 1:
         # Of several processes only the first would write there, and the next time wait for the
         # others, which compile.
         use_compilation_cache()
-        with full_disk_told(), _full_memory_told(config):
+        with full_disk_told(), full_memory_told(too_much, with_reason=True):
             run(config)
         return 0
     try:
-        with full_disk_told(), _full_memory_told(config):
+        with full_disk_told(), full_memory_told(too_much, with_reason=True):
             run(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -132,26 +137,6 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
         traceback.print_exc()
         leave_the_others(1)
     return 0
-
-
-@contextlib.contextmanager
-def _full_memory_told(config):  # type: ignore[no-untyped-def]
-    """Raises UserError where a device's memory does not suffice, with what would help."""
-    import jax
-
-    from fusionjax.errors import UserError
-    from train.step import LESS_MEMORY
-
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"batch_size {config.batch_size} does not fit the memory of {jax.device_count()} × "
-            f"{jax.devices()[0].device_kind}; {LESS_MEMORY} "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from None
 
 
 def _trial(arguments: list[str]) -> tuple[list[str], bool, str | None]:

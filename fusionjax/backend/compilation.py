@@ -1,12 +1,32 @@
 """How programs are compiled, and where compiled ones are kept."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from fusionjax.backend.devices import compute_capability
+from fusionjax.errors import UserError
+
+
+@contextlib.contextmanager
+def full_memory_told(message: str, *, with_reason: bool = False) -> Iterator[None]:
+    """Raises UserError where a device's memory does not suffice for what is compiled or run inside.
+
+    Args:
+        message: what does not fit, and what would help.
+        with_reason: add what XLA says.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = f" ({str(error).splitlines()[0][:200]})" if with_reason else ""
+        raise UserError(message + reason) from None
 
 
 def compiler_options(device: Any) -> dict[str, Any]:

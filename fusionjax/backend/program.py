@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
+from fusionjax.backend.compilation import full_memory_told
 from fusionjax.backend.hlo import collectives, work
 from fusionjax.backend.targets import Chip
 from fusionjax.errors import UserError
@@ -78,15 +79,9 @@ def compile_for(
         UserError: if the compiler finds that it does not fit a device's memory.
     """
     began = time.perf_counter()
-    try:
+    too_much = f"{what} does not fit {devices} × {device.device_kind}; {remedy}"
+    with full_memory_told(too_much, with_reason=True):
         compiled = _compiled(traced.lower(), options or {})
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"{what} does not fit {devices} × {device.device_kind}; {remedy} "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     done, spoken = work(text), dict[str, int]()
     for collective in collectives(text):

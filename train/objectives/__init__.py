@@ -4,6 +4,7 @@ The loop asks an objective for data, initial weights, a loss and pictures, and k
 about it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fusionjax.backend.devices import check_dtype, check_implementation
 from fusionjax.errors import UserError
 from train.config import AdapterRun, AutoencoderRun, BaseRun, RunConfig
 from train.step import Batch, Metrics, Params
@@ -53,6 +55,21 @@ class Objective(Protocol):
 
     def how_to_use(self, folder: Path) -> str:
         """The command to type after the run."""
+
+
+def check_devices(config: RunConfig, devices: Sequence[jax.Device]) -> None:
+    """Checks that devices can do what a run asks for.
+
+    Args:
+        config: the run.
+        devices: where it will run.
+
+    Raises:
+        UserError: if they cannot compute in its type, or attend as it names.
+    """
+    check_dtype(config.precision, devices)
+    if isinstance(config, AdapterRun):
+        check_implementation(config.attention, config.precision, devices)
 
 
 def make_objective(config: RunConfig, mesh: Mesh, *, abstract: bool = False) -> Objective:
