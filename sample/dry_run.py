@@ -9,7 +9,7 @@ from fusionjax.abstract_base import STAND_IN, is_here
 from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import check_dtype, default_dtype
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
-from fusionjax.backend.targets import Target, target
+from fusionjax.backend.targets import Chip, Target, target
 from fusionjax.checkpoint import MINI, adapter_base, base_source, load_adapter
 from fusionjax.dry_run import abstract_pipeline, picture_programs
 from fusionjax.errors import UserError
@@ -76,27 +76,41 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
     lines = [
         *stands,
         f"{images} picture{'s' * (images > 1)} of {width}×{height} with {photos} "
-        f"photo{'s' * (photos > 1)} on each of {len(devices)} × {devices[0].device_kind}, {dtype}; "
-        f"all weights: {weights / 1e9:.2f} GB",
+        f"photo{'s' * (photos != 1)} on each of {len(devices)} × {devices[0].device_kind}, "
+        f"{dtype}; all weights: {weights / 1e9:.2f} GB",
         "",
         table(needs, chosen, in_16_bits=in_16_bits),
     ]
     if chosen is not None:
         rows = len(plan(pipe.base.schedule, job.scheduler, job.steps))
-        seconds = {
-            program: need.seconds(chosen.chip, in_16_bits=in_16_bits)
-            for program, need in needs.items()
-        }
-        one_batch = seconds["text and faces"] + rows * seconds["a step"] + seconds["decode"]
-        rate = chosen.chip.rate_16 if in_16_bits else chosen.chip.rate_32
-        lines += [
-            "",
-            f"to expect: {one_batch:.2f} s for all pictures at once, {rows} steps, "
-            f"and {photos * seconds['encode a photo']:.2f} s once for the person; by "
-            f"{rate / 1e12:.0f} TFLOP/s and {chosen.chip.bandwidth / 1e9:.0f} GB/s of a device, "
-            f"of which {EFFICIENCY:.0%} are assumed to be reached",
-        ]
+        told = to_expect(needs, chosen.chip, rows=rows, photos=photos, in_16_bits=in_16_bits)
+        lines += ["", told]
     return "\n".join(lines)
+
+
+def to_expect(
+    needs: dict[str, Needs], chip: Chip, *, rows: int, photos: int, in_16_bits: bool
+) -> str:
+    """The seconds of all pictures, and of the person if there is one, and what they rest on.
+
+    Args:
+        needs: by program.
+        chip: each device.
+        rows: passes of the UNet.
+        photos: of the person.
+        in_16_bits: whether it computes so.
+    """
+    seconds = {
+        program: need.seconds(chip, in_16_bits=in_16_bits) for program, need in needs.items()
+    }
+    one_batch = seconds["text and faces"] + rows * seconds["a step"] + seconds["decode"]
+    once = f", and {photos * seconds['encode a photo']:.2f} s once for the person" if photos else ""
+    rate = chip.rate_16 if in_16_bits else chip.rate_32
+    return (
+        f"to expect: {one_batch:.2f} s for all pictures at once, {rows} steps{once}; by "
+        f"{rate / 1e12:.0f} TFLOP/s and {chip.bandwidth / 1e9:.0f} GB/s of a device, of which "
+        f"{EFFICIENCY:.0%} are assumed to be reached"
+    )
 
 
 def table(needs: dict[str, Needs], chosen: Target | None, *, in_16_bits: bool) -> str:

@@ -9,6 +9,7 @@ from fusionjax.backend.hlo import work
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
 from fusionjax.backend.targets import _GPUS
 from fusionjax.errors import UserError
+from sample.dry_run import to_expect
 
 TEXT = """
 HloModule jit_f
@@ -99,6 +100,18 @@ def test_seconds_by_hand():
     """A second for the arithmetic, a second for the traffic, at the efficiency assumed."""
     assert NEEDS.seconds(_GPUS["a100"], in_16_bits=True) == pytest.approx(2 / EFFICIENCY)
     assert NEEDS.seconds(_GPUS["a100"], in_16_bits=False) == pytest.approx(3 / EFFICIENCY)
+
+
+def test_a_picture_to_expect_with_a_person_and_without():
+    """Each program takes 2 s at full efficiency: text, ten steps and decoding are 24 of them."""
+    needs = dict.fromkeys(("text and faces", "a step", "decode"), NEEDS)
+    chip = _GPUS["a100"]
+    alone = to_expect(needs, chip, rows=10, photos=0, in_16_bits=True)
+    assert alone.startswith(f"to expect: {24 / EFFICIENCY:.2f} s for all pictures at once, 10 st")
+    assert "person" not in alone
+    needs["encode a photo"] = NEEDS
+    told = to_expect(needs, chip, rows=10, photos=2, in_16_bits=True)
+    assert f"10 steps, and {4 / EFFICIENCY:.2f} s once for the person; by 312 TFLOP/s" in told
 
 
 def test_what_does_not_fit_says_what_would():
