@@ -38,7 +38,7 @@ from benchmarks.accelerator_report import Outcome, Row, Skip
 from fusionjax import attention as fused
 from fusionjax.backend.blockwise import INVISIBLE
 from fusionjax.backend.devices import default_implementation
-from fusionjax.choices import IMPLEMENTATIONS
+from fusionjax.options import IMPLEMENTATIONS
 
 PICTURES, HEADS = 2, 8
 # dtype: unit roundoff, and the bounds in it of root mean square and largest error, forward;

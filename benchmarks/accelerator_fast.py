@@ -32,8 +32,8 @@ from benchmarks.accelerator_models import (
 from benchmarks.accelerator_report import MEASURED, Outcome, Row, Skip
 from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import default_dtype, weight_format
-from fusionjax.base import BaseModel
-from fusionjax.sharding import make_mesh
+from fusionjax.backend.sharding import make_mesh
+from fusionjax.models.base import BaseModel
 from fusionjax.unet import FusionUNet
 
 STEPS = 10  # of a denoising program, which is a scan over them, as in the pipeline
@@ -322,7 +322,7 @@ def read_batches(bench: Bench) -> Outcome:
         import grain  # noqa: F401
     except ImportError as error:
         raise Skip(f"grain cannot be imported: {error}") from None
-    from fusionjax.data.pipeline import Batches
+    from fusionjax.data.batches import Batches
 
     batch, count = 16, 8 if bench.small else 64
     objective = _objective(bench, batch)

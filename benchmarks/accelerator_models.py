@@ -13,9 +13,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.unet import SMALL
-from fusionjax.abstract_base import abstract_base
 from fusionjax.backend.devices import default_dtype
-from fusionjax.base import BaseModel
+from fusionjax.models.abstract_base import abstract_base
+from fusionjax.models.base import BaseModel
 from fusionjax.unet import Faces, FusionUNet
 
 _SMALL = {

@@ -16,8 +16,9 @@ import numpy as np
 from benchmarks import accelerator_attention
 from benchmarks.accelerator_models import normal, random_base, random_faces, sixteen_bits
 from benchmarks.accelerator_report import Outcome, Row
-from fusionjax.pipeline import ASSETS, FusionPipeline
-from fusionjax.sharding import make_mesh
+from fusionjax.backend.sharding import make_mesh
+from fusionjax.embedded import ASSETS
+from fusionjax.pipeline import FusionPipeline
 from fusionjax.unet import FusionUNet
 
 FACE = ASSETS / "faces" / "cleo.png"

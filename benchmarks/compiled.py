@@ -42,7 +42,7 @@ def compile_target(name: str) -> Rows:
     from fusionjax.backend.devices import default_dtype
     from fusionjax.backend.program import compile_for
     from fusionjax.backend.targets import target
-    from fusionjax.dry_run import abstract_pipeline, picture_programs
+    from fusionjax.generation.dry_run import abstract_pipeline, picture_programs
 
     hardware = target(name)
     devices, chip = hardware.devices, hardware.chip

@@ -34,9 +34,9 @@ from flax.traverse_util import unflatten_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-from fusionjax.base import BaseModel
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.interop import configs, names
+from fusionjax.models.base import BaseModel
 from fusionjax.pipeline import FusionPipeline
 from fusionjax.unet import FusionUNet
 

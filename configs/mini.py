@@ -20,7 +20,7 @@ where attention to the photo is even at first. The difference is at high noise, 
 who is seen: 0.290 against 0.310 in the last quarter.
 """
 
-from fusionjax.unet import FusionOptions
+from fusionjax.options import FusionOptions
 from train.config import (
     AdapterRun,
     CheckpointConfig,

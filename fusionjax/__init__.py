@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fusionjax.quiet import quiet_diffusers
 
 if TYPE_CHECKING:
-    from fusionjax.base import BaseModel
     from fusionjax.errors import UserError
     from fusionjax.identity import Identity
+    from fusionjax.models.base import BaseModel
+    from fusionjax.options import FusionOptions
     from fusionjax.pipeline import FusionPipeline
-    from fusionjax.unet import Faces, FusionOptions, FusionUNet
+    from fusionjax.unet import Faces, FusionUNet
 
 quiet_diffusers()
 
@@ -34,9 +35,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "BaseModel": "base",
+    "BaseModel": "models.base",
     "Faces": "unet",
-    "FusionOptions": "unet",
+    "FusionOptions": "options",
     "FusionPipeline": "pipeline",
     "FusionUNet": "unet",
     "Identity": "identity",

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return importlib.import_module(_ELSEWHERE[arguments[0]]).main(arguments[1:])
     args = _parser().parse_args(arguments)
     from fusionjax.errors import UserError
-    from fusionjax.interop import commands
+    from fusionjax.models import adapter as commands
 
     try:
         if args.command == "export":

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 from fusionjax.backend.attention_kernels import kernel_by_name
 from fusionjax.backend.blockwise import blockwise
 from fusionjax.backend.devices import default_implementation
-from fusionjax.choices import Fusion, Implementation, not_one_of
 from fusionjax.errors import UserError
+from fusionjax.options import Fusion, Implementation, not_one_of
 
 
 def attention(

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and the folders that they go to."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -61,3 +62,26 @@ def write_whole(path: Path, text: str) -> None:
     """
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Says it in a line if something could not be written for want of room or permission.
+
+    Raises:
+        UserError: in place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename!r} cannot be written" if error.filename else "writing failed"
+        if error.errno in _FULL:
+            remedy = "make room, and the same command goes on from the newest checkpoint"
+        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and error.filename:
+            remedy = "mend its permissions or name another --output"
+        else:
+            raise
+        raise UserError(f"{where} ({error.strerror}); {remedy}") from None

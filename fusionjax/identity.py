@@ -181,7 +181,7 @@ class Identity:
         Raises:
             UserError: if it is missing, damaged or no identity file.
         """
-        from fusionjax.interop.safetensors_file import SafetensorsFile
+        from fusionjax.safetensors_file import SafetensorsFile
 
         with SafetensorsFile(path) as file:
             try:

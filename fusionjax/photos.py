@@ -14,11 +14,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from fusionjax.choices import CROPS, not_one_of
 from fusionjax.errors import UserError
+from fusionjax.options import CROPS, not_one_of
 
 PhotoSource = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -166,16 +165,6 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
             )
         image = image.crop(face_square(faces[0], *image.size))
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-
-
-def to_array(image: Image.Image) -> Float[np.ndarray, "H W 3"]:
-    """A picture as float32 in [-1, 1], as the VAE takes it."""
-    return np.asarray(image, np.float32) / 127.5 - 1
-
-
-def from_array(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Grey levels of a picture in [-1, 1]; what lies outside is clipped."""
-    return np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 @functools.cache

@@ -17,14 +17,12 @@ guidance, s steps, r references, i identities, k tokens of a photo, h w latent g
 channels, H W pixels, D features of a layer.
 """
 
-import dataclasses
 import functools
 import os
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +32,7 @@ from PIL import Image
 
 from fusionjax import masks as masking
 from fusionjax import photos as photo_files
-from fusionjax import schedulers
-from fusionjax.backend.blockwise import INVISIBLE
+from fusionjax import pixels
 from fusionjax.backend.compilation import full_memory_told
 from fusionjax.backend.devices import (
     check_dtype,
@@ -43,106 +40,31 @@ from fusionjax.backend.devices import (
     default_dtype,
     default_implementation,
 )
-from fusionjax.base import BaseModel
-from fusionjax.choices import Implementation
+from fusionjax.diffusion import samplers as schedulers
+from fusionjax.embedded import MINI_BASE, MINI_FUSION
 from fusionjax.errors import NotFiniteWarning, UserError
+from fusionjax.generation.generate import REPORTS, Clock, Progress, of_many, of_seeds
+from fusionjax.generation.programs import Programs
+from fusionjax.generation.request import LARGEST_SEED, Output, Picture, Settings, fit_image
+from fusionjax.generation.runner import Runner
+from fusionjax.generation.scene import (
+    People,
+    devices_for,
+    log_strength,
+    padded_photos,
+    same_people,
+)
+from fusionjax.generation.scene import (
+    branches as guidance_branches,
+)
 from fusionjax.identity import THUMBNAIL_SIDE, Identity
 from fusionjax.interop.adapter_file import Adapter, check_fits
 from fusionjax.interop.fingerprint import Fingerprint
-from fusionjax.painting import Programs, Runner
-from fusionjax.unet import FusionOptions, FusionUNet
-
-ASSETS = Path(__file__).parent / "assets"
-MINI_BASE = ASSETS / "mini"
-MINI_FUSION = ASSETS / "mini_fusion.safetensors"
+from fusionjax.models.base import BaseModel
+from fusionjax.options import FusionOptions, Implementation
+from fusionjax.unet import FusionUNet
 
 PORTRAIT = "a portrait of a person"
-
-_LARGEST_SEED = 2**32 - 1
-_REPORTS = 5  # a progress callback hears of the steps so often
-
-# stage ("compile", "steps", "decode"), how much is done, of how much, seconds it took
-Progress = Callable[[str, int, int, float], None]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-    """What one picture shall show. All of it is data: no value compiles anything.
-
-    Attributes:
-        prompt: what is seen.
-        negative_prompt: what is not.
-        identities: the people in it.
-        face_strength: λ of each identity; 0 is the base model, 1 the trained strength.
-        face_steps: the share of the steps, from and until, in which faces act.
-        layer_strength: factors on λ by layer name.
-        masks: where each identity is, [i, H, W] in [0, 1]. None: no regions.
-        seed: of all noise.
-        guidance_scale: of the classifier-free guidance; 1 is none.
-        face_guidance_scale: None guides text and faces as one. A number guides by the text with
-            `guidance_scale` and by the faces with this, for one more UNet pass a step.
-        latents: the starting noise, [h, w, c], in place of the seed's.
-        image: a picture to start from, [H, W, 3] in [-1, 1]; how far to leave it is
-            `Settings.image_strength`.
-        paint_where: with an image: 1 where it is painted anew, 0 where it stays, [H, W].
-        control_image: the ControlNet's input, [H, W, 3] in [0, 1].
-        control_strength: a factor on the ControlNet's answer.
-    """
-
-    prompt: str
-    negative_prompt: str = ""
-    identities: Sequence[Identity] = ()
-    face_strength: Sequence[float] | float = 1.0
-    face_steps: tuple[float, float] = (0.0, 1.0)
-    layer_strength: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    masks: np.ndarray | None = None
-    seed: int = 0
-    guidance_scale: float = 7.5
-    face_guidance_scale: float | None = None
-    latents: np.ndarray | None = None
-    image: np.ndarray | None = None
-    paint_where: np.ndarray | None = None
-    control_image: np.ndarray | None = None
-    control_strength: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What pictures painted together share; height, width and steps decide what is compiled.
-
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        steps: noise levels to visit.
-        scheduler: one of `schedulers.SCHEDULERS`.
-        image_strength: with `Picture.image`: the share of the steps that is run, in (0, 1].
-        faces_in_negative: show the faces to the guidance's negative branch too.
-    """
-
-    height: int
-    width: int
-    steps: int = 30
-    scheduler: str = "dpmpp_2m"
-    image_strength: float = 0.8
-    faces_in_negative: bool = False
-
-
-class Output(NamedTuple):
-    """What was painted.
-
-    Attributes:
-        images: the pictures; None in place of one that is not finite (a warning tells).
-        latents: [b, h, w, c], before decoding.
-        seeds: each picture's seed.
-        attention_share: where it was asked for: [b, rows, columns, 1 + r], the share of the
-            attention that each place gave to the text and to each photo (of all identities, in
-            order), mean of layers, heads and the steps looked at; else None.
-    """
-
-    images: list[Image.Image | None]
-    latents: Float[np.ndarray, "b h w c"]
-    seeds: list[int]
-    attention_share: np.ndarray | None = None
 
 
 class FusionPipeline:
@@ -171,7 +93,7 @@ class FusionPipeline:
             base: the base model.
             fusion_params: the adapter's kf and vf.
             options: as the adapter was trained.
-            controlnet: a `fusionjax.controlnet.ControlNet`.
+            controlnet: a `fusionjax.models.controlnet.ControlNet`.
             devices: pictures are spread over these; None is every local device.
             attention: implementation for all layers, None for the platform's fastest.
         """
@@ -236,7 +158,8 @@ class FusionPipeline:
         adapter: Adapter | None = None
         if base is None and fusion is None:
             base, fusion = MINI_BASE, MINI_FUSION
-        from fusionjax.checkpoint import base_source, load_adapter
+        from fusionjax.embedded import base_source
+        from fusionjax.models.adapter import load_adapter
 
         if base is not None:
             base = base_source(os.fspath(base))
@@ -252,7 +175,7 @@ class FusionPipeline:
         model = BaseModel.from_pretrained(base, dtype=dtype, **base_options)
         network = None
         if controlnet is not None:
-            from fusionjax.controlnet import ControlNet
+            from fusionjax.models.controlnet import ControlNet
 
             network = ControlNet.from_pretrained(controlnet, dtype=dtype)
         pipe = cls(
@@ -312,7 +235,7 @@ class FusionPipeline:
         latents, states = [], []
         empty = self.base.tokenize([""])
         for image in images:
-            x = {"image": photo_files.to_array(image)[None], "empty_ids": empty}
+            x = {"image": pixels.to_array(image)[None], "empty_ids": empty}
             with full_memory_told(
                 "the memory does not hold a photo's pass through the UNet; use a 16-bit dtype"
             ):
@@ -562,8 +485,8 @@ class FusionPipeline:
         attention_share: bool,
         progress: Progress | None,
     ) -> tuple[list[np.ndarray | None], np.ndarray, np.ndarray | None]:
-        clock = _Clock(self.runner, progress)
-        devices = _devices_for(len(pictures), len(self.runner.devices))
+        clock = Clock(self.runner, progress)
+        devices = devices_for(len(pictures), len(self.runner.devices))
         per_device = -(-len(pictures) // devices)
         pictures = pictures + pictures[-1:] * (per_device * devices - len(pictures))
         plan = schedulers.plan(
@@ -573,7 +496,7 @@ class FusionPipeline:
             image_strength=settings.image_strength if pictures[0].image is not None else None,
         )
         people = self._people(pictures, plan, settings)
-        branches, mix = _branches(pictures, people is not None)
+        branches, mix = guidance_branches(pictures, people is not None)
         x = {
             "mix": mix,
             "seeds": np.array([picture.seed for picture in pictures], np.uint32),
@@ -589,7 +512,7 @@ class FusionPipeline:
         done, shares = 0, []
         segment = len(plan)
         if progress is not None or attention_share:
-            segment = -(-len(plan) // _REPORTS)
+            segment = -(-len(plan) // REPORTS)
         while done < len(plan):
             if attention_share:
                 x["now"] = jax.tree.map(lambda column, row=done: column[row], x["rows"])
@@ -616,7 +539,7 @@ class FusionPipeline:
         again = ~finite & np.isfinite(latents).all((1, 2, 3))
         if again.any() and self.base.vae.dtype != jnp.float32:
             warnings.warn(
-                f"{_of_seeds(x['seeds'], again)} not finite in "
+                f"{of_seeds(x['seeds'], again)} not finite in "
                 f"{jnp.dtype(self.base.vae.dtype).name}: decoded again in float32",
                 NotFiniteWarning,
                 stacklevel=6,
@@ -626,7 +549,7 @@ class FusionPipeline:
             images[again] = np.asarray(decoded["images"])[:wanted][again]
         if not finite.all():
             warnings.warn(
-                f"{_of_seeds(x['seeds'], ~finite)} not finite, and left out; dtype float32, a "
+                f"{of_seeds(x['seeds'], ~finite)} not finite, and left out; dtype float32, a "
                 "smaller guidance scale or a smaller face strength may help",
                 NotFiniteWarning,
                 stacklevel=6,
@@ -649,7 +572,7 @@ class FusionPipeline:
         )
 
     def _look(
-        self, pictures: list[Picture], people: "_People | None", devices: int, settings: Settings
+        self, pictures: list[Picture], people: "People | None", devices: int, settings: Settings
     ) -> dict[str, Any]:
         """What the UNet attends to, by the program of that name."""
         x: dict[str, Any] = {
@@ -692,7 +615,7 @@ class FusionPipeline:
             "control_strength": np.array([p.control_strength for p in pictures], np.float32),
         }
 
-    def _faces_by_row(self, people: "_People | None", plan: schedulers.Plan) -> dict[str, Any]:
+    def _faces_by_row(self, people: "People | None", plan: schedulers.Plan) -> dict[str, Any]:
         if people is None:
             return {}
         if people.photos is None:
@@ -708,13 +631,13 @@ class FusionPipeline:
 
     def _people(
         self, pictures: list[Picture], plan: schedulers.Plan, settings: Settings
-    ) -> "_People | None":
+    ) -> "People | None":
         """The people of a batch, padded; None where there are none."""
         longest = max(sum(len(person) for person in p.identities) for p in pictures)
         if longest == 0:
             return None
         references = padded_photos(longest)
-        shared = all(_same_people(picture, pictures[0]) for picture in pictures)
+        shared = all(same_people(picture, pictures[0]) for picture in pictures)
         sets = [picture.identities for picture in (pictures[:1] if shared else pictures)]
         example = next(person for people in sets for person in people)
 
@@ -761,7 +684,7 @@ class FusionPipeline:
         factors = np.array(
             [[p.layer_strength.get(layer, 1.0) for p in pictures] for layer in self.fusion.layers]
         )
-        return _People(states, photos, owner, masks, _log(strength), _log(factors))
+        return People(states, photos, owner, masks, log_strength(strength), log_strength(factors))
 
     def _grid(self, settings: Settings) -> tuple[int, int]:
         factor = self.base.vae_scale_factor
@@ -782,8 +705,8 @@ class FusionPipeline:
         schedulers.plan(self.base.schedule, settings.scheduler, settings.steps)
 
     def _check_picture(self, picture: Picture, settings: Settings) -> None:
-        if not 0 <= picture.seed <= _LARGEST_SEED:
-            raise UserError(f"seed is {picture.seed}; it must be in 0..{_LARGEST_SEED}")
+        if not 0 <= picture.seed <= LARGEST_SEED:
+            raise UserError(f"seed is {picture.seed}; it must be in 0..{LARGEST_SEED}")
         for name in ("guidance_scale", "face_guidance_scale"):
             value = getattr(picture, name)
             if value is not None and not (np.isfinite(value) and value >= 1):
@@ -893,191 +816,3 @@ class FusionPipeline:
             warnings.warn(
                 f"{name} is longer than {longest - 2} tokens; left out: “{cut}”", stacklevel=5
             )
-
-
-def of_many(progress: Progress | None, batch: int, batches: int) -> Progress | None:
-    """Progress in one of several batches, as progress in all of them."""
-    if progress is None or batches == 1:
-        return progress
-    report = progress
-
-    def told(stage: str, done: int, of: int, seconds: float) -> None:
-        if stage == "compile":
-            report(stage, done, of, seconds)
-        else:
-            report(stage, batch * of + done, batches * of, seconds)
-
-    return told
-
-
-class _People(NamedTuple):
-    """The people of a batch.
-
-    Attributes:
-        states: hf by layer, [m, r, k, D]; empty for the reference option `matched`.
-        photos: photos' latents [m, r, h, w, c] for `matched`, else None.
-        owner: the identity that each reference shows, [b, r].
-        masks: [b, i, H, W] or None.
-        log_strength: log λ, [s, b, r].
-        layer_log: log of the layers' factors, [layers, b].
-    """
-
-    states: dict[str, np.ndarray]
-    photos: np.ndarray | None
-    owner: np.ndarray
-    masks: np.ndarray | None
-    log_strength: np.ndarray
-    layer_log: np.ndarray
-
-
-class _Clock:
-    """Reports stages and their seconds; compilation is taken out of them and told by itself."""
-
-    def __init__(self, runner: Runner, progress: Progress | None) -> None:
-        self._runner, self._progress = runner, progress
-        self._compiled = runner.compile_seconds
-        self._began = self._before = 0.0
-
-    def start(self) -> None:
-        self._began, self._before = time.perf_counter(), self._runner.compile_seconds
-
-    def stop(self, stage: str, done: int, of: int, result: Any) -> None:
-        if self._progress is None:
-            return
-        jax.block_until_ready(result)
-        seconds = time.perf_counter() - self._began
-        compiled = self._runner.compile_seconds
-        if compiled > self._compiled:
-            self._progress("compile", 1, 1, compiled - self._compiled)
-            self._compiled = compiled
-        self._progress(stage, done, of, seconds - (compiled - self._before))
-
-
-def fit_image(
-    source: photo_files.PhotoSource, size: tuple[int, int], *, behind: str = "white"
-) -> np.ndarray:
-    """Reads a picture and scales it to the size that is painted.
-
-    Args:
-        source: see `photos.read_photo`.
-        size: width and height in pixels.
-        behind: the colour behind what is transparent.
-
-    Returns:
-        [H, W, 3] in [0, 1].
-
-    Raises:
-        UserError: if it cannot be read, or its sides are to each other as no crop could mend.
-    """
-    image = photo_files.read_photo(source, behind=behind)
-    if image.size != size:
-        wide, high = image.width / size[0], image.height / size[1]
-        if max(wide, high) > 1.02 * min(wide, high):
-            raise UserError(
-                f"the image has {image.width}×{image.height} pixels (width × height), which is "
-                f"another shape than {size[0]}×{size[1]}; cut it or set the size"
-            )
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(image, np.float32) / 255
-
-
-def fit_mask(source: photo_files.PhotoSource, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """Reads a mask picture and scales it to the size that is painted; transparent is black.
-
-    Args:
-        source: see `photos.read_photo`.
-        size: width and height in pixels.
-
-    Returns:
-        Brightness in [0, 1].
-
-    Raises:
-        UserError: as `fit_image`.
-    """
-    return fit_image(source, size, behind="black").mean(-1)
-
-
-def box_mask(box: Sequence[float], height: int, width: int) -> Float[np.ndarray, "H W"]:
-    """A mask that is 1 inside a box.
-
-    Args:
-        box: left, top, right, bottom as fractions of the picture, in [0, 1].
-        height: of the picture in pixels.
-        width: of the picture in pixels.
-
-    Returns:
-        The mask; every pixel that the box touches is in it.
-
-    Raises:
-        UserError: if the box is not four numbers in order.
-    """
-    values = [float(value) for value in box]
-    if len(values) != 4 or not (
-        0 <= values[0] < values[2] <= 1 and 0 <= values[1] < values[3] <= 1
-    ):
-        raise UserError(
-            f"the box is {list(box)}; it must be left, top, right, bottom with "
-            "0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1"
-        )
-    mask = np.zeros((height, width), np.float32)
-    left, top, right, bottom = values
-    mask[
-        int(np.floor(top * height)) : int(np.ceil(bottom * height)),
-        int(np.floor(left * width)) : int(np.ceil(right * width)),
-    ] = 1
-    return mask
-
-
-def _of_seeds(seeds: np.ndarray, these: np.ndarray) -> str:
-    """ "the picture of seed 2 is", "the pictures of seeds 1, 3 are"."""
-    chosen = [str(seed) for seed, chosen in zip(seeds, these, strict=False) if chosen]
-    one = len(chosen) == 1
-    return f"the picture{'s' * (not one)} of seed{'s' * (not one)} {', '.join(chosen)} " + (
-        "is" if one else "are"
-    )
-
-
-def _branches(pictures: Sequence[Picture], people: bool) -> tuple[int, np.ndarray]:
-    """How many branches the guidance has, and their weights in the answer, [g, b].
-
-    With u the answer to the negative prompt, t to the prompt and f to the prompt and the faces:
-    u + g (f - u), or with a face guidance of its own u + g (t - u) + g_f (f - t).
-    """
-    text = np.array([picture.guidance_scale for picture in pictures], np.float32)
-    if people and any(picture.face_guidance_scale is not None for picture in pictures):
-        faces = np.array(
-            [
-                picture.guidance_scale if picture.face_guidance_scale is None
-                else picture.face_guidance_scale
-                for picture in pictures
-            ],
-            np.float32,
-        )  # fmt: skip
-        return 3, np.stack([1 - text, text - faces, faces])
-    if (text == 1).all():
-        return 1, np.ones((1, len(pictures)), np.float32)
-    return 2, np.stack([1 - text, text])
-
-
-def _devices_for(pictures: int, available: int) -> int:
-    """As many devices as have work when each takes the same number of pictures."""
-    per_device = -(-pictures // available)
-    return -(-pictures // per_device)
-
-
-def padded_photos(count: int) -> int:
-    """The next power of two: people come and go within it without compiling."""
-    return 1 << (count - 1).bit_length()
-
-
-def _same_people(one: Picture, other: Picture) -> bool:
-    return len(one.identities) == len(other.identities) and all(
-        a.states is b.states and a.latents is b.latents
-        for a, b in zip(one.identities, other.identities, strict=True)
-    )
-
-
-def _log(strength: np.ndarray) -> np.ndarray:
-    """log λ, float32, with log 0 = INVISIBLE."""
-    visible = strength > 0
-    return np.where(visible, np.log(np.where(visible, strength, 1)), INVISIBLE).astype(np.float32)

@@ -19,116 +19,35 @@ references, k tokens of one reference, D features of a layer, n heads, e feature
 
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers.models.attention_flax import FlaxAttention, FlaxTransformer2DModel
-from diffusers.models.resnet_flax import FlaxDownsample2D, FlaxResnetBlock2D, FlaxUpsample2D
+from diffusers.models.attention_flax import FlaxAttention
 from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
-from flax.linen.module import InterceptorContext
-from flax.traverse_util import flatten_dict
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from fusionjax import attention as fused
 from fusionjax import masks as masking
-from fusionjax.choices import Fusion, Implementation
-from fusionjax.convolution import few_products
+from fusionjax.backend.flax_unet import (
+    BLOCK_OUTPUT,
+    CrossAttention,
+    Params,
+    find_layers,
+    intercept_attention,
+    intercept_convolutions,
+    split_heads,
+)
 from fusionjax.errors import UserError
-from fusionjax.flax_compat import unet_call_like_torch
+from fusionjax.options import FusionOptions, Implementation
 
-Reference = Literal["clean", "matched"]
-Initialisation = Literal["self_attention", "zeros", "query", "random"]
-
-Params = Mapping[str, Any]
 FusionParams = dict[str, dict[str, Array]]
 ReferenceStates = dict[str, Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class FusionOptions:
-    """What an adapter was trained with; recorded with every checkpoint and export.
-
-    Attributes:
-        reference: `clean`: photos pass the UNet at timestep 0, once. `matched`: noised to the
-            image's own timestep, in every step (the paper read literally).
-        fusion: `concat`: one softmax over text and faces (the paper). `decoupled`: a second
-            softmax for the faces, added (IP-Adapter).
-        init: How training starts: kf, vf as copies of the block's self-attention to_k, to_v
-            (`self_attention`); kf so and vf zero (`zeros`); kf as a copy of the cross-attention's
-            own to_q, so that what resembles the query in the photo weighs most, and vf zero
-            (`query`); both normal with variance 1/D (`random`).
-        face_logit_bias: Added to the logits of all face keys, natural logarithm: at λ = 1 a face
-            key weighs exp(face_logit_bias) times what it weighs in the paper.
-    """
-
-    reference: Reference | str = "clean"
-    fusion: Fusion | str = "concat"
-    init: Initialisation | str = "self_attention"
-    face_logit_bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("reference", get_args(Reference)),
-            ("fusion", get_args(Fusion)),
-            ("init", get_args(Initialisation)),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
-                )
-        if not np.isfinite(self.face_logit_bias):
-            raise UserError(f"face_logit_bias is {self.face_logit_bias}; it must be finite")
-
-    def to_json(self) -> dict[str, Any]:
-        """The options as a JSON object."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, options: Mapping[str, Any]) -> "FusionOptions":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            UserError: On an option this version does not know: ignoring it could be wrong.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in names:
-                raise UserError(
-                    f"the adapter has the option {name!r}, which this version does not know; "
-                    f"it knows {', '.join(names)}"
-                )
-        return cls(**options)
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionLayer:
-    """One cross-attention of the UNet.
-
-    Attributes:
-        path: Its place in the Flax parameter tree, from the root.
-        level: Its tokens are the latent grid halved this many times.
-        features: D, the width of its image tokens.
-        heads: Number of heads.
-        head_features: Width of a head.
-    """
-
-    path: tuple[str, ...]
-    level: int
-    features: int
-    heads: int
-    head_features: int
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Its rows and columns of tokens in a latent grid of height × width."""
-        return height >> self.level, width >> self.level
 
 
 class TextTokens(NamedTuple):
@@ -495,7 +414,7 @@ class FusionUNet:
         def record(name: str, module: FlaxAttention, hidden: Array) -> Array:
             own = tokens.keys[name], tokens.values[name]
             share = fused.attention_share(
-                _heads(module, module.query(hidden)),
+                split_heads(module, module.query(hidden)),
                 own[0],
                 faces.keys[name],
                 faces.bias[name],
@@ -514,19 +433,19 @@ class FusionUNet:
         unet_params: Params,
         latents: Array,
         timesteps: Array,
-        cross_attention: "_CrossAttention",
+        cross_attention: "CrossAttention",
         down_residuals: tuple[Array, ...] | None = None,
         mid_residual: Array | None = None,
         *,
         remat: bool = False,
     ) -> Array:
         """One pass of the UNet in which `cross_attention` computes every `attn2`."""
-        intercept = _interceptor(cross_attention, self._attend)
+        intercept = intercept_attention(cross_attention, self._attend)
         # Diffusers wants text states; whoever reads them is intercepted.
         text = jnp.zeros((latents.shape[0], 1, self.unet.cross_attention_dim), self.unet.dtype)
 
         def apply(unet_params: Params, latents: Array) -> Array:
-            with nn.intercept_methods(intercept), nn.intercept_methods(few_products):
+            with nn.intercept_methods(intercept), nn.intercept_methods(intercept_convolutions):
                 sample = self.unet.apply(
                     {"params": unet_params},
                     jnp.moveaxis(latents, -1, 1).astype(self.unet.dtype),
@@ -539,7 +458,7 @@ class FusionUNet:
             return jnp.moveaxis(sample, 1, -1)
 
         if remat:
-            only_blocks = jax.checkpoint_policies.save_only_these_names(_BLOCK_OUTPUT)
+            only_blocks = jax.checkpoint_policies.save_only_these_names(BLOCK_OUTPUT)
             apply = jax.checkpoint(apply, policy=only_blocks)
         return apply(unet_params, latents)
 
@@ -552,9 +471,9 @@ class FusionUNet:
         name: str = "",
     ) -> Array:
         """What a `FlaxAttention` computes, by the fused attention; without text, of the image."""
-        query = _heads(module, module.query(hidden))
+        query = split_heads(module, module.query(hidden))
         key, value = text or tuple(
-            _heads(module, project(hidden)) for project in (module.key, module.value)
+            split_heads(module, project(hidden)) for project in (module.key, module.value)
         )
         attend = functools.partial(
             fused.attention,
@@ -637,108 +556,6 @@ class FusionUNet:
             )
 
 
-# name, module, image tokens → what the module returns
-_CrossAttention = Callable[[str, FlaxAttention, Array], Array]
-
-_BLOCK_OUTPUT = "unet_block_output"
-_BLOCKS = (FlaxResnetBlock2D, FlaxTransformer2DModel, FlaxDownsample2D, FlaxUpsample2D)
-
-
-def _interceptor(
-    cross_attention: _CrossAttention, self_attention: Callable[[FlaxAttention, Array], Array]
-) -> Callable[..., Any]:
-    """The Flax interceptor that replaces what attention computes, and tags each block's output."""
-
-    def intercept(
-        next_function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: InterceptorContext,
-    ) -> Any:
-        module = context.module
-        if context.method_name != "__call__":
-            return next_function(*args, **kwargs)
-        if isinstance(module, FlaxAttention):
-            if module.path[-1] == "attn2":
-                return cross_attention(layer_name(module.path), module, args[0])
-            return self_attention(module, args[0])
-        out = unet_call_like_torch(next_function, args, kwargs, context)
-        return checkpoint_name(out, _BLOCK_OUTPUT) if isinstance(module, _BLOCKS) else out
-
-    return intercept
-
-
-def layer_name(path: tuple[str, ...]) -> str:
-    """The PyTorch module path of a Flax module: `down_blocks_0` → `down_blocks.0`."""
-    return ".".join(re.sub(r"_(\d+)$", r".\1", part) for part in path)
-
-
-def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
-    """Every cross-attention of a UNet, in the order in which an image meets them.
-
-    Traces the model twice, without computing: its parameters, and a pass with the interception.
-
-    Args:
-        unet: The model.
-
-    Raises:
-        UserError: When it has no cross-attention.
-        RuntimeError: When a cross-attention among the parameters is not met in the pass, or its
-            tokens are not the latent grid halved as its block says: no fusion would happen there.
-    """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(unet.init_weights, key)
-    in_params = {
-        path[: path.index("attn2") + 1] for path in flatten_dict(params) if "attn2" in path
-    }
-
-    levels = len(unet.down_block_types)
-    height, width = 2 ** (levels - 1), 2**levels  # not square: a mixed-up axis would show
-    met: dict[str, AttentionLayer] = {}
-
-    def meet(name: str, module: FlaxAttention, hidden: Array) -> Array:
-        path = tuple(module.path)
-        layer = AttentionLayer(
-            path, _level(path, levels), hidden.shape[-1], module.heads, module.dim_head
-        )
-        rows, columns = layer.grid(height, width)
-        if hidden.shape[1] != rows * columns:
-            raise RuntimeError(
-                f"{name} has {hidden.shape[1]} tokens, not {rows}×{columns}: this UNet's blocks "
-                f"do not halve the picture one by one"
-            )
-        met[name] = layer
-        return hidden
-
-    def capture(params: Params, latents: Array, text: Array) -> None:
-        with nn.intercept_methods(_interceptor(meet, lambda module, hidden: hidden)):
-            unet.apply({"params": params}, latents, jnp.zeros(1), text, return_dict=False)
-
-    jax.eval_shape(
-        capture,
-        params,
-        jax.ShapeDtypeStruct((1, unet.in_channels, height, width), jnp.float32),
-        jax.ShapeDtypeStruct((1, 1, unet.cross_attention_dim), jnp.float32),
-    )
-    if not in_params:
-        raise UserError("the UNet has no cross-attention (attn2), so there is nothing to fuse with")
-    if missed := in_params - {layer.path for layer in met.values()}:
-        raise RuntimeError(
-            f"{len(missed)} of {len(in_params)} cross-attention layers were not intercepted, "
-            f"first {'/'.join(sorted(missed)[0])}"
-        )
-    return met
-
-
-def _level(path: tuple[str, ...], levels: int) -> int:
-    block = path[0]
-    if block.startswith("down_blocks_"):
-        return int(block.rpartition("_")[2])
-    if block.startswith("up_blocks_"):
-        return levels - 1 - int(block.rpartition("_")[2])
-    return levels - 1
-
-
 def _check_axes(name: str, array: Array, axes: str, **sizes: int) -> None:
     """Raises UserError unless the array has these axes, some of them of a given size."""
     wanted = axes.split()
@@ -757,7 +574,3 @@ def _check_halves(levels: int, height: int, width: int) -> None:
             f"latents are {height}×{width} (height × width); the UNet halves them {levels - 1} "
             f"times, so both must be multiples of {step} (pictures: of {8 * step} pixels)"
         )
-
-
-def _heads(module: FlaxAttention, x: Array) -> Array:
-    return x.reshape(*x.shape[:-1], module.heads, module.dim_head)

@@ -5,15 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fusionjax.abstract_base import STAND_IN, is_here
 from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import check_dtype, default_dtype
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
 from fusionjax.backend.targets import Chip, Target, target
-from fusionjax.checkpoint import MINI, adapter_base, base_source, load_adapter
-from fusionjax.dry_run import abstract_pipeline, picture_programs
+from fusionjax.diffusion.samplers import plan
+from fusionjax.embedded import MINI, base_source
 from fusionjax.errors import UserError
-from fusionjax.schedulers import plan
+from fusionjax.generation.dry_run import abstract_pipeline, picture_programs
+from fusionjax.models.abstract_base import STAND_IN, is_here
+from fusionjax.models.adapter import adapter_base, load_adapter
 from sample.job import BATCH_PER_DEVICE, Job, even_batch
 
 _REMEDY = "use a smaller --batch-size, a smaller size, or a 16-bit --dtype"

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from fusionjax.choices import CROPS, DTYPES, SCHEDULERS, not_one_of
 from fusionjax.errors import UserError
+from fusionjax.options import CROPS, DTYPES, SCHEDULERS, not_one_of
 
 _FILE = {"kind": "file"}
 _ONE_PERSON = ("faces", "weights", "fresh", "looks")

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fusionjax.choices import DTYPES, SCHEDULERS
 from fusionjax.errors import UserError
+from fusionjax.options import DTYPES, SCHEDULERS
 from sample.job import Job
 
 # What a command line says goes before what a scene or a picture says, row by row in a requests

@@ -1,9 +1,16 @@
 """Pictures of pictures: the contact sheet, and where attention went."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from sample.job import Job
+
+if TYPE_CHECKING:
+    from fusionjax.identity import Identity
 
 _GAP = 8
 _CELL = 256  # the longer side of a picture on a sheet, in pixels; a face has half of it
@@ -84,3 +91,46 @@ def heat_map(picture: Image.Image, shares: np.ndarray, names: Sequence[str]) -> 
         sheet.paste(Image.fromarray(mixed.astype(np.uint8)), (x, 0))
         ImageDraw.Draw(sheet).text((x, height + 1), f"{most:.0%} {name}"[: width // 6], _INK)
     return sheet
+
+
+def thumbnails(person: "Identity") -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(pixels) for pixels in person.thumbnails]
+
+
+def _photo_names(job: Job, people: Sequence["Identity"]) -> list[str]:
+    """A name for each photo of each person, in the pipeline's order."""
+    names = []
+    for number, (person, identity) in enumerate(zip(job.people, people, strict=True), 1):
+        own = [Path(face).name for face in person.faces]
+        if person.fresh is not None:
+            own = [f"fresh {person.fresh}"]
+        if len(own) != len(identity):  # an identity file holds several photos
+            own = [f"person {number} photo {i}" for i in range(1, len(identity) + 1)]
+        names += own
+    return names
+
+
+def write_share(path: Path, image: Any, share: Any, job: Job, people: Sequence["Identity"]) -> None:
+    from sample.sheet import heat_map
+
+    names = _photo_names(job, people)
+    heat_map(image, share[..., 1 : 1 + len(names)], names).save(
+        path.with_name(f"{path.stem}_attention.png")
+    )
+
+
+def print_shares(shares: Sequence[Any], job: Job, people: Sequence["Identity"]) -> None:
+    """The text's share, each person's, and where a person has several photos each photo's."""
+    import numpy as np
+
+    text, *of_photos = np.mean([share.mean((0, 1)) for share in shares], 0)
+    photos = list(zip(_photo_names(job, people), of_photos, strict=False))
+    parts = [f"text {text:.1%}"]
+    for number, person in enumerate(people, 1):
+        own, photos = photos[: len(person)], photos[len(person) :]
+        told = ", ".join(f"{name} {share:.1%}" for name, share in own)
+        total = sum(share for _, share in own)
+        parts.append(told if len(own) == 1 else f"person {number} {total:.1%} ({told})")
+    print(f"attention: {', '.join(parts)}")

@@ -10,7 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from fusionjax.checkpoint import Checkpoints
+from fusionjax.models.checkpoint import Checkpoints
 
 
 @dataclasses.dataclass

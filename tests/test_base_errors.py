@@ -14,15 +14,15 @@ from flax.serialization import msgpack_serialize
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
-from fusionjax.base import BaseModel
 from fusionjax.errors import UserError
 from fusionjax.interop import hub, lora, original
 from fusionjax.interop.adapter_file import load_adapter_file, save_adapter
 from fusionjax.interop.flax_file import FlaxFile
-from fusionjax.interop.recognise import kind_of
-from fusionjax.interop.safetensors_file import SafetensorsFile, pickle_message
+from fusionjax.interop.kinds import kind_of
 from fusionjax.interop.tokenizer import clip_tokenizer
-from fusionjax.unet import FusionOptions
+from fusionjax.models.base import BaseModel
+from fusionjax.options import FusionOptions
+from fusionjax.safetensors_file import SafetensorsFile, pickle_message
 from tests import torch_reference as reference
 
 

@@ -18,11 +18,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from fusionjax.base import BaseModel
 from fusionjax.interop import configs, names, original
 from fusionjax.interop.load import fill, locate
 from fusionjax.interop.lora import read_lora
-from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.models.base import BaseModel
+from fusionjax.safetensors_file import SafetensorsFile
 from fusionjax.unet import FusionUNet
 from tests import torch_reference as reference
 

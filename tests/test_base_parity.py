@@ -15,8 +15,8 @@ from diffusers.loaders.single_file_utils import (
 from flax.serialization import msgpack_serialize
 from safetensors.torch import save_file
 
-from fusionjax.base import BaseModel
 from fusionjax.interop import original
+from fusionjax.models.base import BaseModel
 from fusionjax.unet import FusionUNet
 from tests import torch_reference as reference
 

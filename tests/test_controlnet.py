@@ -10,8 +10,8 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.numpy import save_file
 
-from fusionjax.controlnet import ControlNet, original_names
 from fusionjax.errors import UserError
+from fusionjax.models.controlnet import ControlNet, original_names
 from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 from tests.torch_reference import randomise

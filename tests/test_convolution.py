@@ -10,8 +10,9 @@ import pytest
 from diffusers import FlaxUNet2DConditionModel
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fusionjax import convolution
-from fusionjax.convolution import convolve, few_products
+from fusionjax.backend import convolution
+from fusionjax.backend.convolution import convolve
+from fusionjax.backend.flax_unet import intercept_convolutions
 
 # name: kernel, doubled, height, width, channels in and out, is it for many tokens?
 WAYS = {
@@ -172,7 +173,7 @@ def test_a_unet_under_it_computes_the_same_with_few_convolutions(monkeypatch):
         return unet.apply({"params": params}, latents, jnp.ones(1), text, return_dict=False)[0]
 
     def under_it(*arguments):
-        with nn.intercept_methods(few_products):
+        with nn.intercept_methods(intercept_convolutions):
             return apply(*arguments)
 
     arguments = params, _normal(rng, 1, 4, 8, 12), _normal(rng, 1, 3, 8)

@@ -12,7 +12,6 @@ import pytest
 from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
-from fusionjax import painting
 from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import (
     check_dtype,
@@ -22,6 +21,7 @@ from fusionjax.backend.devices import (
     weight_format,
 )
 from fusionjax.errors import NotFiniteWarning, UserError
+from fusionjax.generation import runner
 from fusionjax.pipeline import FusionPipeline
 from fusionjax.unet import FusionUNet
 from tests import tiny
@@ -144,7 +144,7 @@ def test_another_order_in_memory_paints_the_same_picture(in_float32, monkeypatch
         is_kernel = len(weight.shape) == 4
         return Format(Layout((3, 0, 1, 2)), sharding) if is_kernel else sharding
 
-    monkeypatch.setattr(painting, "weight_format", as_on_a_gpu)
+    monkeypatch.setattr(runner, "weight_format", as_on_a_gpu)
     pipe = make_pipe(tiny.tiny_base())
     out = paint(pipe)
     np.testing.assert_allclose(out.latents, in_float32.latents, rtol=1e-4, atol=1e-4)

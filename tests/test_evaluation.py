@@ -14,14 +14,26 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from fusionjax.data import mini_faces, mini_world
-from fusionjax.data.mini_world import Circumstance, Person
+from fusionjax.data import mini_faces
+from fusionjax.embedded import ASSETS
 from fusionjax.errors import UserError
-from fusionjax.evaluation import evaluate, metrics, recogniser, report, suite, train_recogniser
+from fusionjax.evaluation import (
+    evaluate,
+    measure,
+    metrics,
+    recogniser,
+    report,
+    suite,
+    train_recogniser,
+    verification,
+)
 from fusionjax.evaluation.__main__ import main
 from fusionjax.evaluation.recogniser import FaceNet, ReaderNet, Recogniser
 from fusionjax.interop import configs
-from fusionjax.pipeline import ASSETS, FusionPipeline
+from fusionjax.mini import drawing as mini_world
+from fusionjax.mini import people as mini_people
+from fusionjax.mini.people import Circumstance, Person
+from fusionjax.pipeline import FusionPipeline
 from tests.tiny import TEXT, random_params, tiny_base, tiny_fusion
 
 PERSON = Person("bob", "red", "pale", "none", "round")
@@ -146,7 +158,9 @@ def test_embeddings_are_unit_vectors_whatever_the_number_of_pictures():
     judge = _judge()
     rng = np.random.default_rng(0)
     images = [
-        mini_world.draw(mini_world.random_person(rng, "train"), mini_world.random_circumstance(rng))
+        mini_world.draw(
+            mini_people.random_person(rng, "train"), mini_people.random_circumstance(rng)
+        )
         for _ in range(35)
     ]
     box = recogniser.TYPICAL_BOX
@@ -181,8 +195,8 @@ def test_the_shipped_recogniser_knows_people_and_reads_pictures():
     judge = Recogniser.from_pretrained()
     assert judge.report["verification_accuracy"] >= 0.99
     rng = np.random.default_rng(11)
-    people = mini_world.people("test", 30, seed=11)
-    circumstances = [mini_world.random_circumstance(rng, style="plain") for _ in range(60)]
+    people = mini_people.people("test", 30, seed=11)
+    circumstances = [mini_people.random_circumstance(rng, style="plain") for _ in range(60)]
     images = [
         mini_world.draw(people[index // 2], circumstance)
         for index, circumstance in enumerate(circumstances)
@@ -212,7 +226,7 @@ def test_the_margin_loss_by_hand():
 
 
 def test_verification_accuracy_by_hand():
-    pairs = train_recogniser.Pairs(
+    pairs = verification.Pairs(
         same=np.array([0.1, 0.2, 0.6, 0.3]),
         different=np.array([0.5, 0.9, 0.8, 0.7]),
         alike=np.array([0.5]),
@@ -299,7 +313,7 @@ def test_line_art_counts_for_the_prompt_only():
     assert sum(line_art) == 1
     truth = [case.truth for case in flat]
     wrong = [case.stranger if ink else case.truth for case, ink in zip(flat, line_art, strict=True)]
-    measured, same = suite.measure(judge, cases, truth), suite.measure(judge, cases, wrong)
+    measured, same = measure.measure(judge, cases, truth), measure.measure(judge, cases, wrong)
     assert np.isnan(measured.distances).sum() == 1
     assert (measured.distance, measured.recognised) == (same.distance, same.recognised)
     assert measured.traits == same.traits
@@ -309,7 +323,7 @@ def test_line_art_counts_for_the_prompt_only():
     dyed = [c.circumstance.clothes_color != "" for c in flat]
     assert 0 < sum(dyed) < len(dyed)
     grey = [np.full_like(each, 127) for each in truth]
-    assert suite.measure(judge, cases, grey).prompt["clothes_color"] <= 1 / 2
+    assert measure.measure(judge, cases, grey).prompt["clothes_color"] <= 1 / 2
 
 
 @pytest.mark.slow
@@ -382,11 +396,11 @@ def test_pairs_are_measured_where_their_heads_are():
     exchanged = []
     for index, pair in enumerate(cases.pairs):
         rng = np.random.default_rng(index)
-        circumstances = [mini_world.random_circumstance(rng, style="plain") for _ in range(2)]
+        circumstances = [mini_people.random_circumstance(rng, style="plain") for _ in range(2)]
         exchanged.append(mini_world.draw_scene(pair.people[::-1], circumstances, rng).image)
     drawn = [pair.truth for pair in cases.pairs]
-    assert suite.measure_pairs(judge, cases, drawn).right >= 0.9
-    assert suite.measure_pairs(judge, cases, exchanged).right <= 0.1
+    assert measure.measure_pairs(judge, cases, drawn).right >= 0.9
+    assert measure.measure_pairs(judge, cases, exchanged).right <= 0.1
 
 
 def test_a_wrong_adapter_is_one_line(tmp_path, capsys):

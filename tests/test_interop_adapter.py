@@ -12,11 +12,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fusionjax.__main__ import main
-from fusionjax.checkpoint import Checkpoints, load_adapter
+from fusionjax.backend.flax_unet import AttentionLayer
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import check_fits, load_adapter_file, save_adapter
-from fusionjax.interop.commands import _Imported
-from fusionjax.unet import AttentionLayer, FusionOptions
+from fusionjax.models.adapter import _Imported, load_adapter
+from fusionjax.models.checkpoint import Checkpoints
+from fusionjax.options import FusionOptions
 
 LAYERS = {
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2": 8,

@@ -9,10 +9,10 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from fusionjax.base import BaseModel
 from fusionjax.errors import UserError
 from fusionjax.interop import lora as loras
 from fusionjax.interop import names, original
+from fusionjax.models.base import BaseModel
 from tests import torch_reference as reference
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1", "ff.net.0.proj"]

@@ -7,13 +7,14 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from fusionjax.base import BaseModel
 from fusionjax.errors import UserError
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import save_adapter
 from fusionjax.interop.torch_diffusers import load_fusion, unet_fingerprint, unload
+from fusionjax.models.base import BaseModel
+from fusionjax.options import FusionOptions
 from fusionjax.pipeline import FusionPipeline
-from fusionjax.unet import FusionOptions, FusionUNet
+from fusionjax.unet import FusionUNet
 from tests import torch_reference as reference
 
 STEPS = 10

@@ -8,36 +8,41 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from fusionjax.data import mini_faces, mini_pictures, mini_tokenizer, mini_world
-from fusionjax.data.mini_world import PICTURE_PIXELS as PIXELS
-from fusionjax.data.mini_world import Circumstance, Person
+from fusionjax.data import mini_faces, mini_tokenizer
 from fusionjax.errors import UserError
+from fusionjax.mini import captions
+from fusionjax.mini import drawing as mini_world
+from fusionjax.mini import examples as mini_pictures
+from fusionjax.mini import people as mini_people
+from fusionjax.mini import places as mini_places
+from fusionjax.mini.drawing import PICTURE_PIXELS as PIXELS
+from fusionjax.mini.people import Circumstance, Person
 
 
 def _pair(seed: int, split: str = "train") -> tuple[Person, Circumstance]:
     rng = np.random.default_rng(seed)
-    return mini_world.random_person(rng, split), mini_world.random_circumstance(rng)
+    return mini_people.random_person(rng, split), mini_people.random_circumstance(rng)
 
 
 def test_there_are_more_than_ten_thousand_people_and_each_is_in_one_split():
-    everybody = mini_world.everybody()
+    everybody = mini_people.everybody()
     assert len(everybody) > 10_000
     assert len({person.identity for person in everybody}) == len(everybody)
-    sizes = [sum(person.split == split for person in everybody) for split in mini_world.SPLITS]
+    sizes = [sum(person.split == split for person in everybody) for split in mini_people.SPLITS]
     assert sum(sizes) == len(everybody)
     np.testing.assert_allclose(np.array(sizes) / len(everybody), (0.8, 0.1, 0.1), atol=0.02)
 
 
 def test_drawn_people_are_of_the_split_and_differ():
-    drawn = mini_world.people("test", 50, seed=3)
+    drawn = mini_people.people("test", 50, seed=3)
     assert {person.split for person in drawn} == {"test"}
     assert len(set(drawn)) == 50
-    assert mini_world.people("test", 20, seed=3) == drawn[:20]
-    assert mini_world.people("test", 20, seed=4) != drawn[:20]
+    assert mini_people.people("test", 20, seed=3) == drawn[:20]
+    assert mini_people.people("test", 20, seed=4) != drawn[:20]
     with pytest.raises(ValueError, match="count is 99999, but the split 'test' has"):
-        mini_world.people("test", 99999)
+        mini_people.people("test", 99999)
     with pytest.raises(ValueError, match="split is 'exam'; choose one of train"):
-        mini_world.people("exam", 0)
+        mini_people.people("exam", 0)
 
 
 def test_the_same_seed_draws_the_same_picture_and_another_another():
@@ -47,7 +52,7 @@ def test_the_same_seed_draws_the_same_picture_and_another_another():
     assert (first != mini_world.draw(*_pair(6))).any()
 
 
-@pytest.mark.parametrize("trait", list(mini_world.TRAITS))
+@pytest.mark.parametrize("trait", list(mini_people.TRAITS))
 def test_every_trait_can_be_seen(trait):
     plain = {
         "hair": "short", "hair_color": "brown", "skin": "light", "facial_hair": "none",
@@ -55,14 +60,14 @@ def test_every_trait_can_be_seen(trait):
     }  # fmt: skip
     drawn = [
         mini_world.draw(Person(**{**plain, trait: choice}), Circumstance()).astype(int)
-        for choice in mini_world.TRAITS[trait]
+        for choice in mini_people.TRAITS[trait]
     ]
     for index, one in enumerate(drawn):
         for other in drawn[:index]:
             assert (np.abs(one - other).max(-1) > 20).sum() >= 20
 
 
-@pytest.mark.parametrize("style", mini_world.STYLES)
+@pytest.mark.parametrize("style", mini_people.STYLES)
 def test_every_expression_can_be_seen_in_every_style(style):
     person = Person("quiff", "black", "brown", "thick moustache", "round")
     drawn = [
@@ -103,7 +108,7 @@ def test_captions_tell_the_truth_and_all_of_the_circumstance():
     clothes = {name: (words.split("{}")[-1].strip(),) for name, (_, words) in mini_world.CLOTHES.items()}  # noqa: E501  # fmt: skip
     places = {place: (place,) for place in ("garden", "beach", "city", "space")}
     places |= {"snow": ("in the snow", "in snowy"), "library": ("library", "bookshelves")}
-    plain = {name: (f"{name} background",) for name in mini_world.PLAIN_BACKGROUNDS}
+    plain = {name: (f"{name} background",) for name in mini_places.PLAIN_BACKGROUNDS}
     expressions = {
         "neutral": ("neutral face", "serious face", "looking calm"),
         "smiling": ("smiling", "smile"),
@@ -118,7 +123,7 @@ def test_captions_tell_the_truth_and_all_of_the_circumstance():
     for seed in range(300):
         rng = np.random.default_rng(seed)
         person, circumstance = _pair(seed)
-        text = mini_world.caption(person, circumstance, rng, identity_share=0)
+        text = captions.caption(person, circumstance, rng, identity_share=0)
         assert _told(expressions, text) == {circumstance.expression}
         assert _told(clothes, text) == {circumstance.clothes}
         assert _told({**places, **plain}, text) == {circumstance.background}
@@ -135,7 +140,7 @@ def test_traits_that_are_told_are_the_persons_own_and_often_left_out():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         person, circumstance = _pair(seed)
-        text = mini_world.caption(person, circumstance, rng)
+        text = captions.caption(person, circumstance, rng)
         told += "skin" in text or "hair" in text
         own = {
             "skin": f"{person.skin} skin",
@@ -153,8 +158,8 @@ def test_traits_that_are_told_are_the_persons_own_and_often_left_out():
 def test_masks_cover_the_faces_and_do_not_overlap():
     for number in (2, 3):
         rng = np.random.default_rng(number)
-        people = [mini_world.random_person(rng, "train") for _ in range(number)]
-        circumstances = [mini_world.random_circumstance(rng) for _ in range(number)]
+        people = [mini_people.random_person(rng, "train") for _ in range(number)]
+        circumstances = [mini_people.random_circumstance(rng) for _ in range(number)]
         scene = mini_world.draw_scene(people, circumstances, rng)
         assert scene.masks.shape == (number, PIXELS, PIXELS)
         assert scene.masks.sum(axis=0).max() == 1
@@ -214,7 +219,9 @@ _ROUND_TRIP = """
 import json, sys
 import numpy as np
 import tensorflow_datasets as tfds
-from fusionjax.data import mini_faces, mini_world
+from fusionjax.data import mini_faces
+from fusionjax.mini import drawing as mini_world
+from fusionjax.mini import people as mini_people
 
 if __name__ == "__main__":
     told = []
@@ -224,21 +231,21 @@ if __name__ == "__main__":
     )
     builder = tfds.builder_from_directory(str(folder))
     people = {}
-    for split in mini_world.SPLITS:
+    for split in mini_people.SPLITS:
         source = builder.as_data_source(split)
         for example in source:
             true = json.loads(example["attributes"])
-            person = mini_world.Person(**{trait: true[trait] for trait in mini_world.TRAITS})
+            person = mini_people.Person(**{trait: true[trait] for trait in mini_people.TRAITS})
             assert person.identity == example["identity"].decode() and person.split == split
-            names = [*mini_world.CIRCUMSTANCES, "zoom", "shift_x", "shift_y"]
-            circumstance = mini_world.Circumstance(**{name: true[name] for name in names})
+            names = [*mini_people.CIRCUMSTANCES, "zoom", "shift_x", "shift_y"]
+            circumstance = mini_people.Circumstance(**{name: true[name] for name in names})
             np.testing.assert_array_equal(example["image"], mini_world.draw(person, circumstance))
             (box,) = example["face_boxes"]
             np.testing.assert_allclose(box, mini_world.face_box(circumstance), 1e-5)
             assert len(example["references"]) == 2
             assert (example["references"][0] != example["image"]).any()
             people.setdefault(split, set()).add(person.identity)
-    assert [len(people[split]) for split in mini_world.SPLITS] == [9, 8, 8]
+    assert [len(people[split]) for split in mini_people.SPLITS] == [9, 8, 8]
     both = builder.as_data_source("train+scenes")
     assert len(both) == 21
     scenes = list(builder.as_data_source("scenes"))
@@ -294,6 +301,6 @@ def test_wrong_counts_and_full_folders_are_refused(tmp_path):
 
 def test_attributes_are_json():
     person, circumstance = _pair(1)
-    told = json.loads(json.dumps(mini_world.attributes(person, circumstance)))
+    told = json.loads(json.dumps(mini_people.attributes(person, circumstance)))
     assert told["hair"] == person.hair
     assert told["expression"] == circumstance.expression

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from fusionjax import photos
+from fusionjax import pixels as pixel_values
 from fusionjax.errors import UserError
 
 ASTRONAUT = Path(__file__).parent / "data" / "astronaut.jpg"
@@ -193,8 +194,8 @@ def test_a_photo_of_the_models_own_size_is_used_whole(picture):
 
 
 def test_arrays_there_and_back():
-    pixels = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(64, 48, 3)
-    floats = photos.to_array(Image.fromarray(pixels))
+    levels = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(64, 48, 3)
+    floats = pixel_values.to_array(Image.fromarray(levels))
     assert floats.min() >= -1
     assert floats.max() <= 1
-    assert np.array_equal(photos.from_array(floats), pixels)
+    assert np.array_equal(pixel_values.from_array(floats), levels)

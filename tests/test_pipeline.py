@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusionjax import schedulers
+from fusionjax.diffusion import samplers as schedulers
 from fusionjax.errors import UserError
+from fusionjax.generation.request import Picture, Settings, box_mask
 from fusionjax.identity import Identity
-from fusionjax.pipeline import FusionPipeline, Picture, Settings, box_mask
+from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 
 STEPS = 3

@@ -14,19 +14,20 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from fusionjax.embedded import MINI_FUSION
 from fusionjax.errors import UserError
+from fusionjax.generation.request import Settings
+from fusionjax.generation.runner import Runner
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import save_adapter
-from fusionjax.painting import Runner
-from fusionjax.pipeline import MINI_FUSION, Settings
 from fusionjax.unet import FusionUNet
 from sample.__main__ import main
-from sample.files import read_picture, read_scene
+from sample.formats import read_picture, read_scene
 from sample.job import Job, Person, even_batch
 from sample.options import parse
 from sample.progress import Bar
-from sample.run import Studio, _is_embedded
 from sample.sheet import contact_sheet, heat_map
+from sample.studio import Studio, is_embedded
 from tests import tiny
 
 
@@ -199,7 +200,7 @@ def test_every_option_reaches_the_picture(world, monkeypatch):
         next(studio.painted([first, second], settings, 2))
     monkeypatch.undo()
 
-    monkeypatch.setattr("sample.run._PEOPLE_BYTES", 1)  # memory for one person
+    monkeypatch.setattr("sample.studio._PEOPLE_BYTES", 1)  # memory for one person
     assert len(studio.people(dataclasses.replace(job, crop="none"))[0]) == 2
     assert len(studio._people) == 1
 
@@ -602,11 +603,11 @@ def test_people_of_a_job(world):
 
 
 def test_an_adapter_for_the_embedded_base_has_its_defaults(world):
-    assert _is_embedded(Job())
-    assert _is_embedded(Job(base="mini"))
-    assert _is_embedded(Job(fusion=str(MINI_FUSION)))
-    assert not _is_embedded(Job(fusion=str(world / "fusion.safetensors")))
-    assert not _is_embedded(Job(fusion="nothing"))
+    assert is_embedded(Job())
+    assert is_embedded(Job(base="mini"))
+    assert is_embedded(Job(fusion=str(MINI_FUSION)))
+    assert not is_embedded(Job(fusion=str(world / "fusion.safetensors")))
+    assert not is_embedded(Job(fusion="nothing"))
 
 
 def test_only_what_was_typed_goes_over_a_scene():

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fusionjax.data import mini_world
+from fusionjax.embedded import ASSETS, MINI_GUIDANCE, MINI_PROMPT
 from fusionjax.evaluation.recogniser import Recogniser
-from fusionjax.pipeline import ASSETS
+from fusionjax.mini import drawing as mini_world
 from sample.__main__ import main
-from sample.files import read_picture, read_scene
-from sample.run import MINI_GUIDANCE, MINI_PROMPT
+from sample.formats import read_picture, read_scene
 
 FACES = {
     "ann": mini_world.Person("curly", "black", "olive", "none", "white"),

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusionjax import schedulers
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.diffusion import samplers as schedulers
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
 
 # scheduler/scheduler_config.json of Stable Diffusion 1.5, as published.

@@ -16,16 +16,17 @@ import pytest
 from PIL import Image
 
 from fusionjax.backend.program import collectives
-from fusionjax.checkpoint import Checkpoints, load_adapter
+from fusionjax.backend.sharding import frozen_sharding, make_mesh, put_batch, replicated
 from fusionjax.data import mini_faces
+from fusionjax.data.batches import stacked
 from fusionjax.data.cache import CachedLatents, made_from
 from fusionjax.data.cache_command import main as cache_main
-from fusionjax.data.pipeline import stacked
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import load_adapter_file
-from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
-from fusionjax.unet import FusionOptions
+from fusionjax.models.adapter import load_adapter
+from fusionjax.models.checkpoint import Checkpoints
+from fusionjax.options import FusionOptions
 from tests.tiny import PIXELS, tiny_base
 from train.config import (
     AdapterRun,

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from fusionjax.base import BaseModel
-from fusionjax.data import mini_faces, mini_world
+from fusionjax.backend.sharding import make_mesh
+from fusionjax.data import mini_faces
 from fusionjax.errors import UserError
-from fusionjax.sharding import make_mesh
+from fusionjax.mini import drawing as mini_world
+from fusionjax.mini import people as mini_people
+from fusionjax.models.base import BaseModel
 from train.config import (
     AutoencoderRun,
     BaseRun,
@@ -20,9 +22,10 @@ from train.config import (
     ValidationConfig,
 )
 from train.faces import box_weight, features_boxes, nearest_face
-from train.loop import _initial, run
+from train.loop import run
 from train.objectives.autoencoder import principal_components, principal_latents
 from train.objectives.base_model import BaseModelObjective
+from train.resume import initial_params
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
 
@@ -87,9 +90,9 @@ def test_training_goes_on_from_a_base_model_that_was_written(shelf):
     written = str(folder / "base" / "base")
     objective = BaseModelObjective(config, make_mesh(devices=jax.devices()[:1]))
     key = jax.random.key(0)
-    own = _initial(str(folder / "base"), objective, key)
-    again = _initial(written, objective, key)
-    fresh = _initial(None, objective, key)
+    own = initial_params(str(folder / "base"), objective, key)
+    again = initial_params(written, objective, key)
+    fresh = initial_params(None, objective, key)
     for mine, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6, rtol=1e-3)  # float16 on disk
     assert any(
@@ -97,7 +100,7 @@ def test_training_goes_on_from_a_base_model_that_was_written(shelf):
         for mine, new in zip(jax.tree.leaves(own), jax.tree.leaves(fresh), strict=True)
     )
     with pytest.raises(UserError, match=r"init_from is 'mini'; its weights have other shapes"):
-        _initial("mini", objective, key)
+        initial_params("mini", objective, key)
 
 
 def test_the_text_states_are_asked_for_the_words_of_their_caption(shelf):
@@ -139,7 +142,7 @@ def test_everybody_owns_what_is_nearest_to_their_face(count):
 
 def test_the_features_box_holds_eyes_and_mouth():
     """Another expression changes next to nothing outside of it."""
-    person = mini_world.people("train", 1)[0]
+    person = mini_people.people("train", 1)[0]
     person = dataclasses.replace(person, facial_hair="none", glasses="none")
     changed = []
     for expression in ("neutral", "laughing", "surprised", "angry"):

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from fusionjax.abstract_base import abstract_base
+from fusionjax.backend.sharding import make_mesh
 from fusionjax.data import mini_faces
 from fusionjax.errors import UserError
-from fusionjax.sharding import make_mesh
+from fusionjax.models.abstract_base import abstract_base
 from tests.tiny import tiny_base
 from train.config import AdapterRun, DataConfig, DistributedConfig, RunConfig
 from train.dry_run import count, dry_run, report

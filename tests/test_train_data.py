@@ -3,15 +3,18 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from fusionjax import photos
-from fusionjax.data import cache, face_pairs, pipeline
+from fusionjax.data import build_cache, cache, face_pairs
 from fusionjax.data.augment import augment, face_square
-from fusionjax.data.pipeline import Batches, decode_image, open_records, to_bytes, to_unit
+from fusionjax.data.batches import Batches
+from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
+from fusionjax.pixels import decode_image, to_bytes, to_unit
 from tests.tiny import photo
 
 
@@ -42,7 +45,7 @@ def tokenize(captions):
 
 
 def write(folder, source, **options):
-    return cache.write_cache(
+    return build_cache.write_cache(
         folder, source, encode, tokenize, about={"base": "b"}, batch_size=4, **options
     )
 
@@ -217,8 +220,8 @@ def test_several_processes_share_out_the_batches_of_one(monkeypatch):
     whole = batches(range(10))
     parts = []
     for index in range(2):
-        monkeypatch.setattr(pipeline.jax, "process_count", lambda: 2)
-        monkeypatch.setattr(pipeline.jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         parts.append(batches(range(10)))
     for _ in range(6):
         expected, shares = next(whole), [next(part) for part in parts]

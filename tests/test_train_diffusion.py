@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffusers import DDPMScheduler
 
-from fusionjax.diffusion import (
+from fusionjax.diffusion.noise_schedule import (
     NoiseSchedule,
     add_noise,
     min_snr_weight,

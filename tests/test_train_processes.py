@@ -16,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fusionjax.checkpoint import Checkpoints, load_adapter
 from fusionjax.data import mini_faces
+from fusionjax.models.adapter import load_adapter
+from fusionjax.models.checkpoint import Checkpoints
 from tests.checkpoint_writer import state_of
 from tests.tiny import tiny_base
 

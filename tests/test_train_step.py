@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+from fusionjax.backend.sharding import frozen_sharding, make_mesh
 from fusionjax.errors import UserError
-from fusionjax.sharding import frozen_sharding, make_mesh
 from train.config import OptimizerConfig, RunConfig
 from train.step import GROW_LOSS_SCALE_EVERY, init_state, learning_rate, make_optimizer, make_step
 

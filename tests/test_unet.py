@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fusionjax.errors import UserError
 from fusionjax.interop.configs import unet_from_config
 from fusionjax.interop.names import to_torch_layout, torch_names
-from fusionjax.unet import FusionOptions, FusionUNet
+from fusionjax.options import FusionOptions
+from fusionjax.unet import FusionUNet
 from tests.tiny import random_params
 
 SMALL = {

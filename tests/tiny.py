@@ -12,10 +12,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-from fusionjax.base import BaseModel
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.interop import configs
-from fusionjax.unet import FusionOptions, FusionUNet
+from fusionjax.models.base import BaseModel
+from fusionjax.options import FusionOptions
+from fusionjax.unet import FusionUNet
 
 PIXELS = 64  # photos' and pictures' side; latents are 8×8×4
 UNET = {

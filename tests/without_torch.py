@@ -38,8 +38,8 @@ from safetensors.numpy import save_file
 
 import fusionjax
 from fusionjax.__main__ import main
-from fusionjax.base import BaseModel
 from fusionjax.interop import configs, names, original
+from fusionjax.models.base import BaseModel
 from fusionjax.unet import FusionUNet
 from tests import tiny
 

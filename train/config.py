@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from fusionjax.choices import Implementation
 from fusionjax.errors import UserError, a_share, at_least
 from fusionjax.files import write_whole
-from fusionjax.unet import FusionOptions
+from fusionjax.options import FusionOptions, Implementation
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from fusionjax.abstract_base import STAND_IN, is_here
 from fusionjax.backend.program import EFFICIENCY, Needs, check_fits, compile_for
+from fusionjax.backend.sharding import make_mesh
 from fusionjax.backend.targets import Target
-from fusionjax.checkpoint import base_source
-from fusionjax.sharding import make_mesh
+from fusionjax.embedded import base_source
+from fusionjax.models.abstract_base import STAND_IN, is_here
 from train.config import AdapterRun, RunConfig
 from train.objectives import Objective, check_devices, make_objective
 from train.step import LESS_MEMORY, init_state, make_optimizer, make_step, shard_step

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from fusionjax.errors import UserError
 from fusionjax.interop import configs, names
-from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.safetensors_file import SafetensorsFile
 
 FILE = "diffusion_pytorch_model.safetensors"
 

@@ -1,7 +1,5 @@
 """A run from top to bottom: data, devices, state, steps, the end."""
 
-import datetime
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fusionjax.checkpoint import Checkpoints, latest_run_step
-from fusionjax.data.pipeline import Batches, stacked
+from fusionjax.backend.sharding import frozen_sharding, make_mesh, put_batch, replicated
+from fusionjax.data.batches import Batches, stacked
 from fusionjax.errors import UserError
 from fusionjax.files import make_folder
-from fusionjax.sharding import frozen_sharding, make_mesh, put_batch, replicated
+from fusionjax.models.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.objectives import Objective, check_devices, make_objective
 from train.processes import agreed, by_the_first, stop_signal
+from train.resume import check_same_base, initial_params, is_continued, run_folder
 from train.step import init_state, make_optimizer, make_step, shard_step, split_by_batch
 from train.watch import Watch, of_shares, scalars
 
@@ -40,7 +39,7 @@ def run(config: RunConfig) -> Path:
     check_devices(config, jax.devices())
     folder = run_folder(config)
     writes = jax.process_index() == 0
-    going_on = agreed(str(_is_continued(config, folder))) == "True"
+    going_on = agreed(str(is_continued(config, folder))) == "True"
     if writes:
         make_folder(folder)
     agreed("the folder is there")
@@ -57,7 +56,7 @@ def run(config: RunConfig) -> Path:
     _build_data(config)
     objective = make_objective(config, mesh)
     if going_on:
-        _check_same_base(folder, objective.describe())
+        check_same_base(folder, objective.describe())
     batches = Batches(
         objective.source(config.data.train_split),
         objective.make,
@@ -75,7 +74,7 @@ def run(config: RunConfig) -> Path:
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last)
     latest = checkpoints.latest() if going_on else None
     source = None if latest is not None else config.init_from
-    params = _initial(source, objective, init_key)
+    params = initial_params(source, objective, init_key)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = jax.device_put(init_state(params, optimizer, config.precision), replicated(mesh))
     if latest is not None:
@@ -137,57 +136,6 @@ def run(config: RunConfig) -> Path:
     return folder
 
 
-def run_folder(config: RunConfig) -> Path:
-    """The run's folder: as asked for, else runs/<name>-<time>."""
-    if config.output is not None:
-        return Path(config.output)
-    return Path("runs") / agreed(f"{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-
-
-def _is_continued(config: RunConfig, folder: Path) -> bool:
-    """Whether a run lies in the folder; checks that it is one that this one can continue."""
-    if not (folder / "config.json").is_file():
-        return False
-    if not config.resume:
-        raise UserError(f"{str(folder)!r} already holds a run; name another --output")
-    before, now = json.loads((folder / "config.json").read_text()), config.to_json()
-    harmless = {
-        "name", "output", "resume", "init_from", "log_every_steps", "mesh", "checkpoint",
-        "validation", "max_skipped_in_row", "distributed", "data.threads", "data.buffered_batches",
-        "cache", "attention", "remat", "guidance_scale",
-    }  # fmt: skip
-    was, is_now = _flat(before), _flat(now)
-    for name in sorted(is_now):
-        if not harmless & {name, name.partition(".")[0]} and was.get(name) != is_now[name]:
-            raise UserError(
-                f"{str(folder)!r} was begun with {name} {was.get(name)!r} and is to be "
-                f"continued with {is_now[name]!r}; name another --output or leave {name} as it was"
-            )
-    return True
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by the names that the command line has for them."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _check_same_base(folder: Path, now: dict[str, Any]) -> None:
-    """The same name may have come to stand for other weights since the run was begun."""
-    before = json.loads((folder / "config.json").read_text()).get("base_fingerprint")
-    if before != now.get("base_fingerprint"):
-        raise UserError(
-            f"{str(folder)!r} was begun on a base of fingerprint {before!r}, and "
-            f"{now.get('base')!r} now has {now.get('base_fingerprint')!r}: other weights. Put the "
-            "base back as it was, or name another --output"
-        )
-
-
 def _build_data(config: RunConfig) -> None:
     """Draws the mini world where the configuration says so and there is no dataset yet."""
     if not config.data.build_people:
@@ -211,23 +159,6 @@ def _build_data(config: RunConfig) -> None:
             )
 
     by_the_first(draw, Path(config.data.folder, "dataset_info.json").is_file)
-
-
-def _initial(source: str | None, objective: Objective, key: jax.Array) -> Any:
-    """Fresh weights, another run's averaged ones, or those of a model that was written out."""
-    fresh = objective.init(key, objective.frozen)
-    if source is None:
-        return fresh
-    if (Path(source) / "checkpoints").is_dir():
-        checkpoints, step = latest_run_step(source)
-        other = Checkpoints(checkpoints, read_only=True)
-        given = other.restore_ema(step)
-        other.close()
-    else:
-        given = objective.read(source)
-    if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, fresh):
-        raise UserError(f"init_from is {source!r}; its weights have other shapes")
-    return jax.tree.map(jnp.array, given)
 
 
 def _validation_batches(config: RunConfig, objective: Objective) -> list[dict[str, np.ndarray]]:

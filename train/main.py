@@ -102,7 +102,7 @@ def _train(config) -> int:  # type: ignore[no-untyped-def]
 
     from fusionjax.backend.compilation import full_memory_told, use_compilation_cache
     from fusionjax.errors import UserError
-    from train.files import full_disk_told
+    from fusionjax.files import full_disk_told
     from train.loop import run
     from train.processes import join, leave_the_others
     from train.step import LESS_MEMORY

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from fusionjax.sharding import of_all_processes
+from fusionjax.backend.sharding import of_all_processes
 from train.config import DistributedConfig
 
 

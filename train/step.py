@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from fusionjax.sharding import batch_sharding, frozen_sharding, keep_batch_split, replicated
+from fusionjax.backend.sharding import batch_sharding, frozen_sharding, keep_batch_split, replicated
 from train.config import OptimizerConfig, Precision
 
 # What makes a step that does not fit a device smaller.

@@ -17,8 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from fusionjax.backend.blockwise import DIRECT_SCORES, INVISIBLE, blockwise, pad
-from fusionjax.choices import IMPLEMENTATIONS, Implementation, not_one_of
 from fusionjax.errors import UserError
+from fusionjax.options import IMPLEMENTATIONS, Implementation, not_one_of
 
 # Fewer queries than this gain nothing from a flash kernel on a TPU.
 _TPU_QUERIES = 1024

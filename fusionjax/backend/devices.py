@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Sharding
 
-from fusionjax.choices import IMPLEMENTATIONS, Implementation, not_one_of
 from fusionjax.errors import UserError
+from fusionjax.options import IMPLEMENTATIONS, Implementation, not_one_of
 
 _VOLTA = 7.0  # compute capability from which there are tensor cores
 _AMPERE = 8.0  # compute capability from which there are bfloat16 and cuDNN's flash attention

@@ -59,10 +59,11 @@ def _write(args: argparse.Namespace) -> None:
     import jax
     from tqdm import tqdm
 
-    from fusionjax.base import BaseModel
-    from fusionjax.checkpoint import base_source
-    from fusionjax.data.cache import cached_latents, made_from
-    from fusionjax.data.pipeline import open_records
+    from fusionjax.data.build_cache import cached_latents
+    from fusionjax.data.cache import made_from
+    from fusionjax.data.records import open_records
+    from fusionjax.embedded import base_source
+    from fusionjax.models.base import BaseModel
 
     base = BaseModel.from_pretrained(base_source(args.base))
     encode = jax.jit(base.encode_image)

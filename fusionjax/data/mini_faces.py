@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fusionjax.data.mini_pictures import Example, Plan, draw_part
-from fusionjax.data.mini_world import PICTURE_PIXELS, SPLITS
 from fusionjax.errors import UserError
+from fusionjax.mini.drawing import PICTURE_PIXELS
+from fusionjax.mini.examples import Example, Plan, draw_part
+from fusionjax.mini.people import SPLITS
 
 _PEOPLE_PER_TASK = 8
 
@@ -67,7 +68,7 @@ class MiniFaces(tfds.core.GeneratorBasedBuilder):
         )
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Drawn people in varying circumstances; see fusionjax.data.mini_world.",
+            description="Drawn people in varying circumstances; see fusionjax.mini.drawing.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": picture,

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from fusionjax.data import mini_world
+from fusionjax.mini import captions as words
+from fusionjax.mini import people as mini_people
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENS = 77
@@ -36,12 +37,12 @@ def mini_captions(count: int, seed: int = 0) -> list[str]:
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         number = 1 if rng.random() < 0.8 else int(rng.integers(2, 4))
-        persons = [mini_world.random_person(rng, "train") for _ in range(number)]
-        circumstances = [mini_world.random_circumstance(rng) for _ in persons]
+        persons = [mini_people.random_person(rng, "train") for _ in range(number)]
+        circumstances = [mini_people.random_circumstance(rng) for _ in persons]
         if number == 1:
-            captions.append(mini_world.caption(persons[0], circumstances[0], rng))
+            captions.append(words.caption(persons[0], circumstances[0], rng))
         else:
-            captions.append(mini_world.scene_caption(persons, circumstances, rng))
+            captions.append(words.scene_caption(persons, circumstances, rng))
     return captions
 
 

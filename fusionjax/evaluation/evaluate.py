@@ -6,17 +6,16 @@ One base model is loaded; the adapters share it.
 from PIL import Image
 
 from fusionjax.backend.devices import default_dtype
-from fusionjax.base import BaseModel
-from fusionjax.checkpoint import MINI, base_source
+from fusionjax.embedded import MINI, MINI_BASE, MINI_DECOUPLED, base_source
 from fusionjax.errors import UserError
-from fusionjax.evaluation import report
+from fusionjax.evaluation import measure, report
 from fusionjax.evaluation import suite as suites
 from fusionjax.evaluation.recogniser import Recogniser
 from fusionjax.evaluation.suite import Cases, Pixels, Progress, Suite
-from fusionjax.pipeline import ASSETS, MINI_BASE, FusionPipeline
+from fusionjax.models.base import BaseModel
+from fusionjax.pipeline import FusionPipeline
 
 NO_FUSION = "none"
-MINI_DECOUPLED = ASSETS / "mini_decoupled.safetensors"
 
 
 def evaluate(
@@ -66,8 +65,8 @@ def _other(pipe: FusionPipeline, decoupled: str | None) -> FusionPipeline | None
     """A second pipeline over the same base with the adapter to compare with."""
     if decoupled is None:
         return None
-    from fusionjax.checkpoint import load_adapter
     from fusionjax.interop.adapter_file import check_fits
+    from fusionjax.models.adapter import load_adapter
 
     adapter = load_adapter(decoupled)
     if adapter.options.fusion != "decoupled":
@@ -126,9 +125,9 @@ def run(
         base=pipe.base.fingerprint,
         fusion=_adapter(pipe),
         decoupled=None if other is None else _adapter(other),
-        ways={name: suites.measure(judge, cases, each) for name, each in _all(cases, painted)},
-        pairs={name: suites.measure_pairs(judge, cases, each) for name, each in pairs.items()},
-        autoencoder_psnr=suites.autoencoder_psnr(pipe.base, [c.truth for c in cases.flat()]),
+        ways={name: measure.measure(judge, cases, each) for name, each in _all(cases, painted)},
+        pairs={name: measure.measure_pairs(judge, cases, each) for name, each in pairs.items()},
+        autoencoder_psnr=measure.autoencoder_psnr(pipe.base, [c.truth for c in cases.flat()]),
         recogniser=judge.report,
     )
     sheets = {"sheet.png": report.sheet(cases, painted)}

@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, UInt8
 from safetensors.numpy import save_file
 
-from fusionjax.data.mini_world import CIRCUMSTANCES, TRAITS, Circumstance, face_box
+from fusionjax.embedded import RECOGNISER
 from fusionjax.errors import UserError
-from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.mini.drawing import face_box
+from fusionjax.mini.people import CIRCUMSTANCES, TRAITS, Circumstance
+from fusionjax.safetensors_file import SafetensorsFile
 
 CROP_PIXELS = 64
 READER_PIXELS = 64
@@ -162,9 +163,7 @@ class Recogniser:
         Raises:
             UserError: If there is no such file, or it holds something else.
         """
-        if path is None:
-            path = str(resources.files("fusionjax") / "assets" / "recogniser")
-        path = Path(path)
+        path = Path(RECOGNISER if path is None else path)
         if path.is_dir():
             path /= FILE_NAME
         train_one = "train one with `python -m fusionjax.evaluation.train_recogniser`"

@@ -12,14 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fusionjax.evaluation import metrics
-from fusionjax.evaluation.suite import (
-    PROMPTED,
-    Assignment,
-    Cases,
-    Measured,
-    Pixels,
-    Suite,
-)
+from fusionjax.evaluation.measure import Assignment, Measured
+from fusionjax.evaluation.suite import PROMPTED, Cases, Pixels, Suite
 
 TRUTH = "another true picture of the person (floor)"
 STRANGER = "a different person (ceiling)"

@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from fusionjax.data.mini_world import TRAITS
 from fusionjax.errors import UserError
+from fusionjax.evaluation.pictures import Pictures, load_pictures
 from fusionjax.evaluation.recogniser import (
     ATTRIBUTES,
     CROP_PIXELS,
@@ -40,71 +39,8 @@ from fusionjax.evaluation.recogniser import (
     embed,
     read_logits,
 )
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures in memory with what is true of them.
-
-    Attributes:
-        images: All pictures.
-        people: Each picture's person, a number in `identities`.
-        labels: Each picture's attributes as choice numbers, -1 where unknown.
-        identities: The people's names.
-    """
-
-    images: UInt8[np.ndarray, "b h w 3"]
-    people: Int[np.ndarray, " b"]
-    labels: dict[str, Int[np.ndarray, " b"]]
-    identities: list[str]
-
-
-def load_pictures(folder: str | Path, split: str) -> Pictures:
-    """Reads a split of `mini_faces`: the pictures and each person's reference photos.
-
-    Args:
-        folder: The dataset's folder.
-        split: "train", "validation" or "test".
-
-    Returns:
-        The pictures. Of a reference photo only the traits are known, and that its style is plain.
-
-    Raises:
-        UserError: If there is no such dataset.
-    """
-    import tensorflow_datasets as tfds
-
-    if not (Path(folder) / "dataset_info.json").is_file():
-        raise UserError(
-            f"data {str(folder)!r} holds no dataset_info.json; build it with "
-            "`python -m fusionjax.data.mini_faces FOLDER`"
-        )
-    images: list[np.ndarray] = []
-    owners: list[str] = []
-    told: list[dict[str, str]] = []
-    seen: set[str] = set()
-    for example in tfds.builder_from_directory(str(folder)).as_data_source(split):
-        person = example["identity"].decode()
-        true = json.loads(example["attributes"])
-        images.append(example["image"])
-        owners.append(person)
-        told.append(true)
-        if person not in seen:
-            seen.add(person)
-            traits = {**{trait: true[trait] for trait in TRAITS}, "style": "plain"}
-            for photo in example["references"]:
-                images.append(photo)
-                owners.append(person)
-                told.append(traits)
-    identities = sorted(seen)
-    numbers = {name: number for number, name in enumerate(identities)}
-    labels = {
-        name: np.array([choices.index(true[name]) if name in true else -1 for true in told])
-        for name, choices in ATTRIBUTES.items()
-    }
-    return Pictures(
-        np.stack(images), np.array([numbers[name] for name in owners]), labels, identities
-    )
+from fusionjax.evaluation.verification import accuracy, best_threshold, make_pairs, reading_accuracy
+from fusionjax.mini.people import TRAITS
 
 
 def augmented_crop(
@@ -302,71 +238,6 @@ def train_reader(
         params = start
     rate = 2e-3 if start is None else 1e-3
     return fit(loss, params, batches(), steps, rate, report)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Cosine distances between pictures of one person, and of two."""
-
-    same: Float[np.ndarray, " pairs"]
-    different: Float[np.ndarray, " pairs"]
-    alike: Float[np.ndarray, " alike"]  # two people who differ in one trait
-
-
-def make_pairs(
-    recogniser: Recogniser, pictures: Pictures, style: str | None, seed: int = 0
-) -> Pairs:
-    """Pairs up the pictures of a split: every two of one person, and as many of two people.
-
-    Args:
-        recogniser: Measures the distances.
-        pictures: The split.
-        style: Only pictures of this style; None means all but line art.
-        seed: Of the random pairs.
-
-    Returns:
-        The distances.
-    """
-    styles = pictures.labels["style"]
-    if style is None:
-        usable = np.flatnonzero(styles != ATTRIBUTES["style"].index("line art"))
-    else:
-        usable = np.flatnonzero(styles == ATTRIBUTES["style"].index(style))
-    images, people = pictures.images[usable], pictures.people[usable]
-    vectors = recogniser.embed(list(images), [TYPICAL_BOX] * len(images))
-    traits = np.stack([pictures.labels[trait][usable] for trait in TRAITS], axis=-1)
-    first, second = np.triu_indices(len(usable), k=1)
-    distances = 1 - np.sum(vectors[first] * vectors[second], axis=-1)
-    same = people[first] == people[second]
-    differing = np.sum(traits[first] != traits[second], axis=-1)
-    rng = np.random.default_rng(seed)
-    different = rng.choice(np.flatnonzero(~same), int(same.sum()), replace=False)
-    return Pairs(distances[same], distances[different], distances[~same & (differing == 1)])
-
-
-def best_threshold(pairs: Pairs) -> float:
-    """The distance that separates the pairs with the fewest mistakes."""
-    candidates = np.sort(np.concatenate([pairs.same, pairs.different]))
-    accuracies = [accuracy(pairs, float(threshold)) for threshold in candidates]
-    best = np.flatnonzero(np.asarray(accuracies) == np.max(accuracies))
-    return float(candidates[best[len(best) // 2]])
-
-
-def accuracy(pairs: Pairs, threshold: float) -> float:
-    """Verification accuracy: the mean share of right answers for one person and for two."""
-    right = (pairs.same < threshold).mean(), (pairs.different >= threshold).mean()
-    return float(np.mean(right))
-
-
-def reading_accuracy(recogniser: Recogniser, pictures: Pictures) -> dict[str, float]:
-    """The share of pictures whose attribute is read rightly, for each attribute."""
-    read = recogniser.read(list(pictures.images))
-    shares = {}
-    for name, choices in ATTRIBUTES.items():
-        labels = pictures.labels[name]
-        right = [choices.index(row[name]) == label for row, label in zip(read, labels, strict=True)]
-        shares[name] = float(np.mean(np.array(right)[labels >= 0]))
-    return shares
 
 
 def train_recogniser(

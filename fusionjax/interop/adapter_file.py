@@ -25,11 +25,13 @@ from safetensors.numpy import save_file
 
 from fusionjax.errors import UserError
 from fusionjax.files import whole_file
-from fusionjax.interop.recognise import kind_of
-from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.interop.kinds import kind_of
+from fusionjax.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
-    from fusionjax.unet import AttentionLayer, FusionOptions, FusionParams
+    from fusionjax.backend.flax_unet import AttentionLayer
+    from fusionjax.options import FusionOptions
+    from fusionjax.unet import FusionParams
 
 _WEIGHTS = ("kf", "vf")
 METADATA = "fusionjax"
@@ -110,7 +112,7 @@ def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
     """
     import jax.numpy as jnp
 
-    from fusionjax.unet import FusionOptions
+    from fusionjax.options import FusionOptions
 
     file = read_adapter(path)
     try:

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from fusionjax.errors import UserError
 from fusionjax.interop import names
-from fusionjax.interop.recognise import kind_of, some
+from fusionjax.interop.kinds import kind_of, some
 
 Change = Callable[[np.ndarray], np.ndarray]
 

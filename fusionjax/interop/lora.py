@@ -20,8 +20,8 @@ import numpy as np
 
 from fusionjax.errors import UserError
 from fusionjax.interop import original
-from fusionjax.interop.recognise import kind_of, some
-from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.interop.kinds import kind_of, some
+from fusionjax.safetensors_file import SafetensorsFile
 
 # (pattern of a tensor's name, the module that it names, its role)
 _ROLES = {"down": "down", "up": "up", "A": "down", "B": "up"}

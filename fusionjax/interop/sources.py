@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop import configs, hub, names, original
 from fusionjax.interop.flax_file import FlaxFile
+from fusionjax.interop.kinds import kind_of
 from fusionjax.interop.load import Tensors, candidates, check_complete, locate
-from fusionjax.interop.recognise import kind_of
-from fusionjax.interop.safetensors_file import SafetensorsFile, pickle_message
+from fusionjax.safetensors_file import SafetensorsFile, pickle_message
 
 WEIGHTS = {
     "text_encoder": "model",

@@ -32,7 +32,8 @@ from fusionjax.errors import UserError
 from fusionjax.identity import THUMBNAIL_SIDE, Identity
 from fusionjax.interop.adapter_file import check_shapes, read_adapter, warn_of_other_base
 from fusionjax.interop.fingerprint import Fingerprint
-from fusionjax.photos import PhotoSource, prepare_photo, to_array
+from fusionjax.photos import PhotoSource, prepare_photo
+from fusionjax.pixels import to_array
 
 _INVISIBLE = -1e9  # its exponential is zero in every float type
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.")

@@ -16,22 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fusionjax.abstract_base import abstract_base
 from fusionjax.backend.devices import default_implementation
-from fusionjax.base import BaseModel
-from fusionjax.checkpoint import MINI, base_source, load_adapter
+from fusionjax.data.batches import stacked
 from fusionjax.data.cache import made_from
-from fusionjax.data.pipeline import stacked
-from fusionjax.diffusion import add_noise, min_snr_weight, random_timesteps, target
+from fusionjax.diffusion.guidance import guided
+from fusionjax.diffusion.noise_schedule import add_noise, min_snr_weight, random_timesteps, target
+from fusionjax.diffusion.samplers import plan, sample
+from fusionjax.embedded import MINI, base_source
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import save_adapter
-from fusionjax.schedulers import plan
+from fusionjax.models.abstract_base import abstract_base
+from fusionjax.models.adapter import load_adapter
+from fusionjax.models.base import BaseModel
 from fusionjax.unet import FusionUNet
 from train.config import AdapterRun
+from train.examples import cached_latents
 from train.faces import box_weight, nearest_face
-from train.grids import tile
-from train.latents import cached_latents
-from train.sampling import guided, sample
+from train.preview import tile
 from train.step import Batch, Metrics, Params
 
 DTYPES: dict[str, Any] = {

@@ -17,11 +17,12 @@ import numpy as np
 from diffusers import FlaxAutoencoderKL
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fusionjax.data.pipeline import decode_image, open_records, to_bytes, to_unit
+from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
+from fusionjax.pixels import decode_image, to_bytes, to_unit
 from train.config import AutoencoderRun
 from train.export import load_vae, save_module
-from train.grids import tile
+from train.preview import tile
 from train.step import Batch, Metrics, Params
 
 LOG_VARIANCE = -6.0  # of the encoder's posterior

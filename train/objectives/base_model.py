@@ -12,20 +12,27 @@ from jax.sharding import Mesh
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
-from fusionjax.base import BaseModel
-from fusionjax.checkpoint import base_source
 from fusionjax.data.cache import made_from, text
-from fusionjax.data.pipeline import decode_image, open_records, to_unit
-from fusionjax.diffusion import NoiseSchedule, add_noise, min_snr_weight, random_timesteps, target
+from fusionjax.data.records import open_records
+from fusionjax.diffusion.guidance import guided
+from fusionjax.diffusion.noise_schedule import (
+    NoiseSchedule,
+    add_noise,
+    min_snr_weight,
+    random_timesteps,
+    target,
+)
+from fusionjax.diffusion.samplers import plan, sample
+from fusionjax.embedded import base_source
 from fusionjax.errors import UserError
-from fusionjax.schedulers import plan
+from fusionjax.models.base import BaseModel
+from fusionjax.pixels import decode_image, to_unit
 from fusionjax.unet import FusionUNet
 from train.config import BaseRun
+from train.examples import cached_latents
 from train.export import load_vae
 from train.faces import box_weight, features_boxes
-from train.grids import tile
-from train.latents import cached_latents
-from train.sampling import guided, sample
+from train.preview import tile
 from train.step import Batch, Metrics, Params
 
 

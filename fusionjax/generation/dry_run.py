@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fusionjax import schedulers
-from fusionjax.abstract_base import abstract_base
-from fusionjax.pipeline import FusionPipeline, Settings, padded_photos
-from fusionjax.unet import FusionOptions, FusionUNet
+from fusionjax.diffusion import samplers as schedulers
+from fusionjax.generation.request import Settings
+from fusionjax.generation.scene import padded_photos
+from fusionjax.models.abstract_base import abstract_base
+from fusionjax.options import FusionOptions
+from fusionjax.pipeline import FusionPipeline
+from fusionjax.unet import FusionUNet
 
 
 def abstract_pipeline(

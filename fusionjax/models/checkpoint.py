@@ -18,14 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from fusionjax.backend.sharding import of_all_processes
 from fusionjax.errors import UserError
-from fusionjax.interop.adapter_file import METADATA, Adapter, load_adapter_file
-from fusionjax.interop.safetensors_file import SafetensorsFile
-from fusionjax.sharding import of_all_processes
-from fusionjax.unet import FusionOptions
-
-MINI = "mini"
-"""The name of the embedded mini base model, wherever a base's source is asked for."""
 
 METRIC = "validation_loss"
 
@@ -175,82 +169,6 @@ def _of_the_disk(error: OSError | ValueError) -> str | None:
         return error.strerror
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else None
-
-
-def base_source(name: str) -> str:
-    """Where a base lies: the embedded model for "mini", an existing folder in full, else as is."""
-    if name == MINI and not Path(name).exists():
-        return str(Path(__file__).parent / "assets" / MINI)
-    return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-def adapter_base(path: str | Path) -> str | None:
-    """The base that an adapter was trained on, without reading the adapter's weights.
-
-    Args:
-        path: as for `load_adapter`.
-
-    Returns:
-        Its source, or None where none is told; what is wrong with the path is for `load_adapter`
-        to say.
-    """
-    path = Path(path)
-    try:
-        if path.is_file():
-            with SafetensorsFile(path) as file:
-                base = json.loads(file.metadata[METADATA]).get("base")
-        else:
-            base = json.loads((_run_of(path) / "config.json").read_text()).get("base")
-    except (UserError, OSError, ValueError, KeyError, AttributeError):
-        return None
-    return base_source(base) if isinstance(base, str) else None
-
-
-def _run_of(path: Path) -> Path:
-    """The run's folder, given it or one step's folder in its `checkpoints/`."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path
-
-
-def load_adapter(path: str | Path) -> Adapter:
-    """Loads a trained adapter, its averaged weights.
-
-    Args:
-        path: a run's folder (its newest checkpoint), one step's folder in `checkpoints/`, or an
-            exported `.safetensors`.
-
-    Returns:
-        The adapter, with numpy arrays and with a base that can be loaded from anywhere.
-
-    Raises:
-        UserError: if there is none, or the run trained something else.
-    """
-    path = Path(path)
-    if path.is_file():
-        adapter = load_adapter_file(path)
-        return adapter._replace(base=adapter.base and base_source(adapter.base))
-    run = _run_of(path)
-    if not (run / "config.json").is_file():
-        raise UserError(
-            f"{str(path)!r} is no adapter; name a run's folder, a folder in its checkpoints/, "
-            "or an exported .safetensors"
-        )
-    config = json.loads((run / "config.json").read_text())
-    if "base_fingerprint" not in config:
-        raise UserError(f"{str(run)!r} is a run of kind {config.get('kind')}; it has no adapter")
-    folder, step = latest_run_step(run)
-    if run is not path:
-        if not path.is_dir() or not path.name.isdecimal():
-            raise UserError(f"{str(path)!r} is no checkpoint; {str(run)!r} has step {step}")
-        step = int(path.name)
-    checkpoints = Checkpoints(folder, read_only=True)
-    params = checkpoints.restore_ema(step)
-    checkpoints.close()
-    return Adapter(
-        params,
-        FusionOptions.from_json(config["fusion"]),
-        base_source(config["base"]),
-        config["base_fingerprint"],
-    )
 
 
 def latest_run_step(run: str | Path) -> tuple[Path, int]:

@@ -8,25 +8,22 @@ Legend: b batch, h w latent grid, c latent channels, H W pixels, t d tokens and 
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from diffusers.models.attention_flax import FlaxAttention
 from diffusers.models.controlnets.controlnet_flax import FlaxControlNetModel
 from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
-from flax.linen.module import InterceptorContext
 from jaxtyping import Array, Float
 
-from fusionjax import attention as fused
+from fusionjax.backend.flax_unet import controlnet_like_torch
 from fusionjax.errors import UserError
-from fusionjax.flax_compat import unet_call_like_torch
 from fusionjax.interop import configs, hub, names, original
 from fusionjax.interop.load import candidates, check_complete, fill, locate
-from fusionjax.interop.safetensors_file import SafetensorsFile
+from fusionjax.safetensors_file import SafetensorsFile
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PREFIX = "control_model."
@@ -170,7 +167,7 @@ class ControlNet:
             `down_residuals` and `mid_residual`, as `FusionUNet.__call__` takes them.
         """
         dtype = self.module.dtype
-        with nn.intercept_methods(_like_torch):
+        with nn.intercept_methods(controlnet_like_torch):
             answer: Any = self.module.apply(
                 {"params": params},
                 jnp.moveaxis(latents, -1, 1).astype(dtype),
@@ -258,24 +255,3 @@ def original_names(wanted: Iterable[str], layers_per_block: int) -> dict[str, st
             old = f"input_hint_block.{2 + 2 * int(parts[2])}"
         result[name] = f"{_PREFIX}{old}.{leaf}"
     return result
-
-
-def _like_torch(
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
-    """Computes what PyTorch's class does, with the blockwise attention."""
-    module = context.module
-    if context.method_name != "__call__" or not isinstance(module, FlaxAttention):
-        return unet_call_like_torch(next_function, args, kwargs, context)
-    hidden, states = args[0], args[1] if len(args) > 1 else args[0]
-
-    def heads(x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], module.heads, module.dim_head)
-
-    out = fused.attention(
-        heads(module.query(hidden)), heads(module.key(states)), heads(module.value(states))
-    )
-    return module.proj_attn(out.reshape(*out.shape[:2], -1))

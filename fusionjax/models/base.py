@@ -22,9 +22,9 @@ from jaxtyping import Array as JaxArray
 from jaxtyping import Float, Int, Key
 from safetensors.numpy import save_file
 
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.backend.flax_unet import decoder_ends_in_float32
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
-from fusionjax.flax_compat import decoder_ends_in_float32
 from fusionjax.interop import configs, names, sources
 from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.interop.load import Change, fill

@@ -6,10 +6,10 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from fusionjax.base import BaseModel
-from fusionjax.data import cache
-from fusionjax.data.pipeline import open_records
-from fusionjax.sharding import batch_sharding, make_mesh
+from fusionjax.backend.sharding import batch_sharding, make_mesh
+from fusionjax.data import build_cache, cache
+from fusionjax.data.records import open_records
+from fusionjax.models.base import BaseModel
 from train.processes import by_the_first
 
 BATCH = 64
@@ -57,7 +57,7 @@ def cached_latents(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            return cache.cached_latents(
+            return build_cache.cached_latents(
                 folder,
                 lambda: open_records(data, split),
                 lambda images: encode(base.params, jax.device_put(images, sharding)),

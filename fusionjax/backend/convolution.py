@@ -18,12 +18,9 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from diffusers.models.resnet_flax import FlaxUpsample2D
 from einops import rearrange
-from flax.linen.module import InterceptorContext
 from jaxtyping import Array, Float
 
 # Below this many multiplications little is gained, and more would have to be compiled.
@@ -58,33 +55,6 @@ _DOUBLED = _Winograd(
     outputs=((1, 1, 0), (0, 1, -1)),
     stride=1,
 )
-
-
-def few_products(
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
-    """A Flax interceptor under which diffusers' UNet convolves by `convolve`."""
-    module = context.module
-    if context.method_name == "__call__" and not module.is_initializing():
-        if isinstance(module, FlaxUpsample2D):
-            return _call(module.conv, args[0], doubled=True)
-        if isinstance(module, nn.Conv) and _keeps_size(module):
-            return _call(module, args[0])
-    return next_function(*args, **kwargs)
-
-
-def _keeps_size(module: nn.Conv) -> bool:
-    paddings: dict[Any, Any] = {(1, 1): ("VALID",), (3, 3): (((1, 1), (1, 1)),)}
-    return module.padding in paddings.get(module.kernel_size, ()) and module.strides in (1, (1, 1))
-
-
-def _call(module: nn.Conv, x: Array, *, doubled: bool = False) -> Array:
-    parameters = module.variables["params"]
-    kernel, bias = (parameters[name].astype(module.dtype) for name in ("kernel", "bias"))
-    return convolve(x.astype(module.dtype), kernel, doubled=doubled) + bias.reshape(1, 1, 1, -1)
 
 
 def convolve(

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fusionjax.base import BaseModel
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.interop import configs
+from fusionjax.models.base import BaseModel
 
 STAND_IN = "no folder on this machine: Stable Diffusion 1.5's sizes stand for it"
 """What a dry run says of a source of which it knows nothing."""

@@ -17,15 +17,17 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import polynomial
 
-from fusionjax.choices import SCHEDULERS as SCHEDULERS
-from fusionjax.choices import not_one_of
-from fusionjax.diffusion import NoiseSchedule
+from fusionjax.diffusion.guidance import Predict
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
+from fusionjax.options import SCHEDULERS as SCHEDULERS
+from fusionjax.options import not_one_of
 
 # Stable Diffusion 1.5's scheduler_config.json: the grid of DDIM and PNDM starts at timestep 1,
 # and their last step goes to timestep 0 and not to a clean picture of variance 1.
@@ -423,3 +425,25 @@ def _karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray
 def _timestep_of(sigmas: np.ndarray, ve_sigmas: np.ndarray) -> np.ndarray:
     """The (fractional) timestep of a noise level, linear in log σ."""
     return np.interp(np.log(sigmas), np.log(ve_sigmas), np.arange(len(ve_sigmas)))
+
+
+def sample(predict: Predict, noise: jax.Array, plan: Plan) -> jax.Array:
+    """Runs a deterministic sampler from unit noise.
+
+    Args:
+        predict: (latents [b, h, w, c], timesteps [b]) → the UNet's answer, guidance included.
+        noise: unit normal [b, h, w, c].
+        plan: as from `fusionjax.diffusion.samplers.plan`.
+
+    Returns:
+        Clean latents [b, h, w, c].
+    """
+
+    def one(carry: Carry, row: Rows) -> tuple[Carry, None]:
+        timesteps = jnp.full(noise.shape[0], row.timesteps)
+        return advance(row, carry, predict(carry.latents * row.input_scale, timesteps)), None
+
+    carry, _ = jax.lax.scan(
+        one, Carry.start(noise * plan.start_noise), jax.tree.map(jnp.asarray, plan.rows)
+    )
+    return carry.latents

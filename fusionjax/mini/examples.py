@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fusionjax.data import mini_world
-from fusionjax.data.mini_world import SPLITS, Person
 from fusionjax.errors import UserError, a_share, at_least
+from fusionjax.mini import captions
+from fusionjax.mini import drawing as mini_world
+from fusionjax.mini import people as mini_people
+from fusionjax.mini.people import SPLITS, Person
 
 REFERENCES_PER_PERSON = 2
 _LEAST = {"people": 1, "pictures_per_person": 1, "scenes": 0, "seed": 0}
@@ -39,7 +41,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             at_least(least, **{name: getattr(self, name)})
-        there = mini_world.number_of_people("train")
+        there = mini_people.number_of_people("train")
         if self.people > there:
             raise UserError(f"people is {self.people}; there are {there} training people")
         a_share(identity_share=self.identity_share)
@@ -59,7 +61,7 @@ class Plan:
 
 @functools.cache
 def _people(split: str, count: int, seed: int) -> list[Person]:
-    return mini_world.people(split, count, seed)
+    return mini_people.people(split, count, seed)
 
 
 Example = tuple[str, dict[str, Any]]
@@ -78,22 +80,22 @@ def draw_person(person: Person, index: int, plan: Plan) -> list[Example]:
     """
     rng = np.random.default_rng([plan.seed, SPLITS.index(person.split), index])
     photos = [
-        mini_world.png(mini_world.draw(person, mini_world.random_circumstance(rng, style="plain")))
+        mini_world.png(mini_world.draw(person, mini_people.random_circumstance(rng, style="plain")))
         for _ in range(REFERENCES_PER_PERSON)
     ]
     examples = []
     for number in range(plan.pictures_per_person):
-        circumstance = mini_world.random_circumstance(rng)
+        circumstance = mini_people.random_circumstance(rng)
         example = {
             "image": mini_world.png(mini_world.draw(person, circumstance)),
-            "caption": mini_world.caption(
+            "caption": captions.caption(
                 person, circumstance, rng, identity_share=plan.identity_share
             ),
             "references": photos,
             "owners": [0] * len(photos),
             "identity": person.identity,
             "face_boxes": np.array([mini_world.face_box(circumstance)], np.float32),
-            "attributes": json.dumps(mini_world.attributes(person, circumstance)),
+            "attributes": json.dumps(mini_people.attributes(person, circumstance)),
         }
         examples.append((f"{person.identity}-{number}", example))
     return examples
@@ -112,16 +114,17 @@ def draw_scene(index: int, plan: Plan) -> list[Example]:
     """
     rng = np.random.default_rng([plan.seed, len(SPLITS), index])
     persons = [
-        mini_world.random_person(rng, "train") for _ in range(3 if rng.random() < 0.1 else 2)
+        mini_people.random_person(rng, "train") for _ in range(3 if rng.random() < 0.1 else 2)
     ]
-    circumstances = [mini_world.random_circumstance(rng) for _ in persons]
+    circumstances = [mini_people.random_circumstance(rng) for _ in persons]
     scene = mini_world.draw_scene(persons, circumstances, rng, identity_share=plan.identity_share)
     photos = [
-        mini_world.png(mini_world.draw(person, mini_world.random_circumstance(rng, style="plain")))
+        mini_world.png(mini_world.draw(person, mini_people.random_circumstance(rng, style="plain")))
         for person in persons
     ]
     told = [
-        mini_world.attributes(*pair) for pair in zip(scene.people, scene.circumstances, strict=True)
+        mini_people.attributes(*pair)
+        for pair in zip(scene.people, scene.circumstances, strict=True)
     ]
     example = {
         "image": mini_world.png(scene.image),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionjax.data.pipeline import to_bytes
+from fusionjax.pixels import to_bytes
 
 
 def tile(rows: Sequence[Any], columns: int, gap: int = 2) -> np.ndarray:

@@ -1,0 +1,265 @@
+"""Changes from outside what diffusers 0.39's Flax classes compute.
+
+Diffusers' Flax UNet differs from its PyTorch twin in two places, both in the transformer blocks:
+the feed-forward's GELU is the tanh approximation (PyTorch: exact), and the GroupNorm before a
+transformer has epsilon 1e-5 (PyTorch: 1e-6). `unet_call_like_torch` mends both.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from diffusers.models.attention_flax import FlaxAttention, FlaxGEGLU, FlaxTransformer2DModel
+from diffusers.models.resnet_flax import FlaxDownsample2D, FlaxResnetBlock2D, FlaxUpsample2D
+from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
+from flax.linen.module import InterceptorContext
+from flax.traverse_util import flatten_dict
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
+
+from fusionjax import attention as fused
+from fusionjax.backend.convolution import convolve
+from fusionjax.errors import UserError
+
+
+def unet_call_like_torch(
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
+    """A Flax interceptor under which diffusers' Flax UNet computes what PyTorch's does."""
+    module = context.module
+    if context.method_name != "__call__":
+        return next_function(*args, **kwargs)
+    if isinstance(module, FlaxGEGLU):
+        linear, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
+        return linear * nn.gelu(gate, approximate=False)
+    if (
+        isinstance(module, nn.GroupNorm)
+        and isinstance(module.parent, FlaxTransformer2DModel)
+        and not module.is_initializing()
+    ):
+        parameters = module.variables["params"]
+        return _group_norm(args[0], parameters["scale"], parameters["bias"], epsilon=1e-6)
+    return next_function(*args, **kwargs)
+
+
+def decoder_ends_in_float32(
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
+    """A Flax interceptor under which a decoder's last norm and convolution are in float32.
+
+    There 16 bits would show: bfloat16 has fewer steps between -1 and 1 than a picture has levels.
+    """
+    module = context.module
+    ends = (("decoder", "conv_norm_out"), ("decoder", "conv_out"))
+    if context.method_name != "__call__" or module.path[-2:] not in ends:
+        return next_function(*args, **kwargs)
+    if module.is_initializing():
+        return next_function(*args, **kwargs)
+    in_float32 = module.clone(parent=None, dtype=jnp.float32)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), module.variables["params"])
+    return in_float32.apply({"params": params}, args[0].astype(jnp.float32))
+
+
+def _group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, groups: int = 32
+) -> jax.Array:
+    """GroupNorm over [b, h, w, d], statistics in float32."""
+    grouped = x.astype(jnp.float32).reshape(*x.shape[:3], groups, -1)
+    # Both sums in one pass, as Flax's own norms take them.
+    mean = grouped.mean((1, 2, 4), keepdims=True)
+    variance = jnp.square(grouped).mean((1, 2, 4), keepdims=True) - jnp.square(mean)
+    scaled = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+    normalised = ((grouped - mean) * scaled).reshape(x.shape)
+    per_channel = (1, 1, 1, -1)
+    return (normalised * scale.reshape(per_channel) + bias.reshape(per_channel)).astype(x.dtype)
+
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLayer:
+    """One cross-attention of the UNet.
+
+    Attributes:
+        path: Its place in the Flax parameter tree, from the root.
+        level: Its tokens are the latent grid halved this many times.
+        features: D, the width of its image tokens.
+        heads: Number of heads.
+        head_features: Width of a head.
+    """
+
+    path: tuple[str, ...]
+    level: int
+    features: int
+    heads: int
+    head_features: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Its rows and columns of tokens in a latent grid of height × width."""
+        return height >> self.level, width >> self.level
+
+
+# name, module, image tokens → what the module returns
+CrossAttention = Callable[[str, FlaxAttention, Array], Array]
+
+BLOCK_OUTPUT = "unet_block_output"
+
+_BLOCKS = (FlaxResnetBlock2D, FlaxTransformer2DModel, FlaxDownsample2D, FlaxUpsample2D)
+
+
+def intercept_attention(
+    cross_attention: CrossAttention, self_attention: Callable[[FlaxAttention, Array], Array]
+) -> Callable[..., Any]:
+    """The Flax interceptor that replaces what attention computes, and tags each block's output."""
+
+    def intercept(
+        next_function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: InterceptorContext,
+    ) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return next_function(*args, **kwargs)
+        if isinstance(module, FlaxAttention):
+            if module.path[-1] == "attn2":
+                return cross_attention(layer_name(module.path), module, args[0])
+            return self_attention(module, args[0])
+        out = unet_call_like_torch(next_function, args, kwargs, context)
+        return checkpoint_name(out, BLOCK_OUTPUT) if isinstance(module, _BLOCKS) else out
+
+    return intercept
+
+
+def layer_name(path: tuple[str, ...]) -> str:
+    """The PyTorch module path of a Flax module: `down_blocks_0` → `down_blocks.0`."""
+    return ".".join(re.sub(r"_(\d+)$", r".\1", part) for part in path)
+
+
+def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
+    """Every cross-attention of a UNet, in the order in which an image meets them.
+
+    Traces the model twice, without computing: its parameters, and a pass with the interception.
+
+    Args:
+        unet: The model.
+
+    Raises:
+        UserError: When it has no cross-attention.
+        RuntimeError: When a cross-attention among the parameters is not met in the pass, or its
+            tokens are not the latent grid halved as its block says: no fusion would happen there.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(unet.init_weights, key)
+    in_params = {
+        path[: path.index("attn2") + 1] for path in flatten_dict(params) if "attn2" in path
+    }
+
+    levels = len(unet.down_block_types)
+    height, width = 2 ** (levels - 1), 2**levels  # not square: a mixed-up axis would show
+    met: dict[str, AttentionLayer] = {}
+
+    def meet(name: str, module: FlaxAttention, hidden: Array) -> Array:
+        path = tuple(module.path)
+        layer = AttentionLayer(
+            path, _level(path, levels), hidden.shape[-1], module.heads, module.dim_head
+        )
+        rows, columns = layer.grid(height, width)
+        if hidden.shape[1] != rows * columns:
+            raise RuntimeError(
+                f"{name} has {hidden.shape[1]} tokens, not {rows}×{columns}: this UNet's blocks "
+                f"do not halve the picture one by one"
+            )
+        met[name] = layer
+        return hidden
+
+    def capture(params: Params, latents: Array, text: Array) -> None:
+        with nn.intercept_methods(intercept_attention(meet, lambda module, hidden: hidden)):
+            unet.apply({"params": params}, latents, jnp.zeros(1), text, return_dict=False)
+
+    jax.eval_shape(
+        capture,
+        params,
+        jax.ShapeDtypeStruct((1, unet.in_channels, height, width), jnp.float32),
+        jax.ShapeDtypeStruct((1, 1, unet.cross_attention_dim), jnp.float32),
+    )
+    if not in_params:
+        raise UserError("the UNet has no cross-attention (attn2), so there is nothing to fuse with")
+    if missed := in_params - {layer.path for layer in met.values()}:
+        raise RuntimeError(
+            f"{len(missed)} of {len(in_params)} cross-attention layers were not intercepted, "
+            f"first {'/'.join(sorted(missed)[0])}"
+        )
+    return met
+
+
+def _level(path: tuple[str, ...], levels: int) -> int:
+    block = path[0]
+    if block.startswith("down_blocks_"):
+        return int(block.rpartition("_")[2])
+    if block.startswith("up_blocks_"):
+        return levels - 1 - int(block.rpartition("_")[2])
+    return levels - 1
+
+
+def split_heads(module: FlaxAttention, x: Array) -> Array:
+    return x.reshape(*x.shape[:-1], module.heads, module.dim_head)
+
+
+def intercept_convolutions(
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
+    """A Flax interceptor under which diffusers' UNet convolves by `convolve`."""
+    module = context.module
+    if context.method_name == "__call__" and not module.is_initializing():
+        if isinstance(module, FlaxUpsample2D):
+            return _call(module.conv, args[0], doubled=True)
+        if isinstance(module, nn.Conv) and _keeps_size(module):
+            return _call(module, args[0])
+    return next_function(*args, **kwargs)
+
+
+def _keeps_size(module: nn.Conv) -> bool:
+    paddings: dict[Any, Any] = {(1, 1): ("VALID",), (3, 3): (((1, 1), (1, 1)),)}
+    return module.padding in paddings.get(module.kernel_size, ()) and module.strides in (1, (1, 1))
+
+
+def _call(module: nn.Conv, x: Array, *, doubled: bool = False) -> Array:
+    parameters = module.variables["params"]
+    kernel, bias = (parameters[name].astype(module.dtype) for name in ("kernel", "bias"))
+    return convolve(x.astype(module.dtype), kernel, doubled=doubled) + bias.reshape(1, 1, 1, -1)
+
+
+def controlnet_like_torch(
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
+    """Computes what PyTorch's class does, with the blockwise attention."""
+    module = context.module
+    if context.method_name != "__call__" or not isinstance(module, FlaxAttention):
+        return unet_call_like_torch(next_function, args, kwargs, context)
+    hidden, states = args[0], args[1] if len(args) > 1 else args[0]
+
+    def heads(x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], module.heads, module.dim_head)
+
+    out = fused.attention(
+        heads(module.query(hidden)), heads(module.key(states)), heads(module.value(states))
+    )
+    return module.proj_attn(out.reshape(*out.shape[:2], -1))

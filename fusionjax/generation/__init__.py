@@ -1,0 +1,1 @@
+"""From requests to images: data, pure programs, and what runs them."""

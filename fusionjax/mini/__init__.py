@@ -1,0 +1,1 @@
+"""The mini world: drawn people in drawn places. No JAX."""

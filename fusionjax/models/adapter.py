@@ -1,0 +1,154 @@
+"""Adapters: load one, find its base, export it, import it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from fusionjax.embedded import MINI, base_source
+from fusionjax.errors import UserError
+from fusionjax.interop.adapter_file import METADATA, Adapter, load_adapter_file, save_adapter
+from fusionjax.models.checkpoint import Checkpoints, latest_run_step
+from fusionjax.options import FusionOptions
+from fusionjax.safetensors_file import SafetensorsFile
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """The base that an adapter was trained on, without reading the adapter's weights.
+
+    Args:
+        path: as for `load_adapter`.
+
+    Returns:
+        Its source, or None where none is told; what is wrong with the path is for `load_adapter`
+        to say.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            with SafetensorsFile(path) as file:
+                base = json.loads(file.metadata[METADATA]).get("base")
+        else:
+            base = json.loads((_run_of(path) / "config.json").read_text()).get("base")
+    except (UserError, OSError, ValueError, KeyError, AttributeError):
+        return None
+    return base_source(base) if isinstance(base, str) else None
+
+
+def _run_of(path: Path) -> Path:
+    """The run's folder, given it or one step's folder in its `checkpoints/`."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """Loads a trained adapter, its averaged weights.
+
+    Args:
+        path: a run's folder (its newest checkpoint), one step's folder in `checkpoints/`, or an
+            exported `.safetensors`.
+
+    Returns:
+        The adapter, with numpy arrays and with a base that can be loaded from anywhere.
+
+    Raises:
+        UserError: if there is none, or the run trained something else.
+    """
+    path = Path(path)
+    if path.is_file():
+        adapter = load_adapter_file(path)
+        return adapter._replace(base=adapter.base and base_source(adapter.base))
+    run = _run_of(path)
+    if not (run / "config.json").is_file():
+        raise UserError(
+            f"{str(path)!r} is no adapter; name a run's folder, a folder in its checkpoints/, "
+            "or an exported .safetensors"
+        )
+    config = json.loads((run / "config.json").read_text())
+    if "base_fingerprint" not in config:
+        raise UserError(f"{str(run)!r} is a run of kind {config.get('kind')}; it has no adapter")
+    folder, step = latest_run_step(run)
+    if run is not path:
+        if not path.is_dir() or not path.name.isdecimal():
+            raise UserError(f"{str(path)!r} is no checkpoint; {str(run)!r} has step {step}")
+        step = int(path.name)
+    checkpoints = Checkpoints(folder, read_only=True)
+    params = checkpoints.restore_ema(step)
+    checkpoints.close()
+    return Adapter(
+        params,
+        FusionOptions.from_json(config["fusion"]),
+        base_source(config["base"]),
+        config["base_fingerprint"],
+    )
+
+
+@flax.struct.dataclass
+class _Imported:
+    """The state of a run of which only the averaged weights are known."""
+
+    ema: Any
+
+
+def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Writes a trained adapter, its averaged weights, as one file.
+
+    Args:
+        fusion: a run's folder, or one step's folder in its `checkpoints/`.
+        output: the `.safetensors` file to write.
+
+    Raises:
+        UserError: if there is no adapter, or the file exists or cannot be written.
+    """
+    target = Path(output)
+    if target.suffix != ".safetensors":
+        raise UserError(f"{output} must end in .safetensors")
+    _refuse_existing(target)
+    adapter = load_adapter(Path(fusion))
+    # The embedded model lies elsewhere on another machine; its name holds everywhere.
+    base = MINI if adapter.base == base_source(MINI) else adapter.base
+    save_adapter(
+        target,
+        adapter.params,
+        adapter.options,
+        base=base,
+        base_fingerprint=adapter.base_fingerprint,
+    )
+
+
+def import_adapter(adapter: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Makes a run's folder with one checkpoint, step 0, from an exported adapter.
+
+    Args:
+        adapter: the `.safetensors` file.
+        output: the folder to make; it serves wherever a run's folder does, except that there is no
+            optimizer state to continue with.
+
+    Raises:
+        UserError: if the file is no adapter, or the folder exists or cannot be made.
+    """
+    folder = Path(output)
+    _refuse_existing(folder)
+    loaded = load_adapter_file(adapter)
+    config = {
+        "kind": "imported",
+        "base": loaded.base,
+        "base_fingerprint": loaded.base_fingerprint,
+        "fusion": loaded.options.to_json(),
+    }
+    try:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(0, _Imported(jax.tree.map(jnp.asarray, loaded.params)), {})
+    checkpoints.close()
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists already; remove it or name another")

@@ -1,0 +1,290 @@
+"""A pipeline with the people who have come so far."""
+
+import dataclasses
+import functools
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fusionjax.embedded import MINI_FACE, MINI_GUIDANCE, MINI_PROMPT, is_mini
+from fusionjax.errors import NotFiniteWarning, UserError
+from sample import formats as files
+from sample.job import Job, Person
+from sample.options import Options
+from sample.progress import Bar, Stopwatch
+
+if TYPE_CHECKING:
+    from fusionjax.generation.request import Picture, Settings
+    from fusionjax.identity import Identity
+
+_PEOPLE_BYTES = 2**31  # of encoded people are kept for the next request
+
+
+def is_embedded(job: Job) -> bool:
+    """Whether the base is the embedded mini model; the adapter may be one trained on it."""
+    if job.base is None and job.fusion is None:
+        return True
+    from fusionjax.models.adapter import adapter_base
+
+    return is_mini(job.base or adapter_base(job.fusion or ""))
+
+
+def with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
+    """The embedded model paints an embedded person, unless somebody or nobody is named."""
+    if is_embedded(job) and not job.people and "people" not in given:
+        job = dataclasses.replace(job, people=(Person(faces=(str(MINI_FACE),)),))
+    return job
+
+
+def completed(job: Job) -> Job:
+    """The job with what the embedded model paints by default; nothing is added to another's."""
+    if is_embedded(job):
+        if job.prompt is None:
+            job = dataclasses.replace(job, prompt=MINI_PROMPT)
+        if job.guidance_scale is None:
+            job = dataclasses.replace(job, guidance_scale=MINI_GUIDANCE)
+    if job.prompt is None:
+        raise UserError("what shall be painted? Give a prompt (--prompt)")
+    return job
+
+
+class Studio:
+    """A pipeline with the people who have come so far.
+
+    Args:
+        job: names the models.
+        options: the command line.
+        bar: hears of progress.
+    """
+
+    def __init__(self, job: Job, options: Options, bar: Bar) -> None:
+        from fusionjax.backend.compilation import use_compilation_cache
+        from fusionjax.pipeline import FusionPipeline
+
+        if options.cache != "":
+            use_compilation_cache(options.cache)
+        _show_warnings_as_lines()
+        watch = Stopwatch()
+        self.pipe: FusionPipeline = FusionPipeline.from_pretrained(
+            job.base,
+            job.fusion,
+            dtype=job.dtype,
+            vae=job.vae,
+            lora=job.lora,
+            controlnet=job.controlnet,
+        )
+        bar.say(f"loaded {self.pipe.base.source} in {watch}")
+        self.bar = bar
+        self.pipe.runner.before_compiling = bar.compiling
+        self._portrait_guidance = MINI_GUIDANCE if is_embedded(job) else None
+        self._people: OrderedDict[Any, Identity] = OrderedDict()
+
+    @property
+    def devices(self) -> int:
+        """How many devices paint."""
+        return len(self.pipe.runner.devices)
+
+    def settled(self, job: Job) -> tuple[Job, "Settings"]:
+        """The job with the values that the base model decides, and the pipeline's settings."""
+        import jax.numpy as jnp
+
+        from fusionjax.generation.request import Picture, Settings
+
+        job = dataclasses.replace(
+            job,
+            height=job.height or self.pipe.photo_side,
+            width=job.width or self.pipe.photo_side,
+            dtype=jnp.dtype(self.pipe.base.unet.dtype).name,
+            guidance_scale=job.guidance_scale or Picture.guidance_scale,
+        )
+        assert job.height is not None
+        assert job.width is not None
+        settings = Settings(
+            height=job.height,
+            width=job.width,
+            steps=job.steps,
+            scheduler=job.scheduler,
+            image_strength=job.image_strength,
+            faces_in_negative=job.faces_in_negative,
+        )
+        return job, settings
+
+    def pictures(self, job: Job, settings: "Settings") -> list["Picture"]:
+        """The pictures of a settled job, checked.
+
+        Raises:
+            UserError: if something is wrong, before anything is compiled for painting.
+        """
+        from fusionjax.generation.request import Picture, box_mask, fit_image, fit_mask
+
+        size = (settings.width, settings.height)
+
+        def grey(path: str | None) -> Any:
+            return fit_mask(path, size) if path else None
+
+        masks: list[Any] = []
+        for person in job.people:
+            if person.box:
+                masks.append(box_mask(person.box, settings.height, settings.width))
+            elif person.mask:
+                masks.append(grey(person.mask))
+                if not masks[-1].any():
+                    raise UserError(
+                        f"{person.mask} is black everywhere: its person would have no place"
+                    )
+        if job.people and self.pipe.fusion_params is None:
+            raise UserError(
+                "people are given, but no adapter is loaded; name one (--fusion), or leave the "
+                "faces out"
+            )
+        # Everything that needs no photo is checked before the first photo is looked at.
+        nobody = Picture(
+            prompt=job.prompt or "",
+            negative_prompt=job.negative_prompt,
+            face_steps=(job.face_steps[0], job.face_steps[1]),
+            layer_strength=job.layer_strength,
+            seed=job.seed,
+            guidance_scale=job.guidance_scale or Picture.guidance_scale,
+            face_guidance_scale=job.face_guidance_scale,
+            image=fit_image(job.image, size) * 2 - 1 if job.image else None,
+            paint_where=grey(job.paint_where),
+            control_image=fit_image(job.control_image, size) if job.control_image else None,
+            control_strength=job.control_strength,
+        )
+        self.pipe.check(nobody, settings)
+        import numpy as np
+
+        first = dataclasses.replace(
+            nobody,
+            identities=tuple(self.people(job)),
+            face_strength=[person.strength * job.face_strength for person in job.people],
+            masks=np.stack(masks) if masks else None,
+        )
+        # Long prompts were warned of already.
+        self.pipe.check(dataclasses.replace(first, prompt="", negative_prompt=""), settings)
+        return [dataclasses.replace(first, seed=job.seed + i) for i in range(job.num_images)]
+
+    def people(self, job: Job) -> list["Identity"]:
+        """The people of a job, each encoded once.
+
+        Raises:
+            UserError: if a photo or an identity file cannot be used; all are read before anything
+                is compiled for the first.
+        """
+        photos: dict[str, Any] = {}
+        for face in (face for person in job.people for face in person.faces):
+            if (face, job.crop) not in self._people and face not in photos:
+                photos[face] = self._opened(face, job.crop)
+        return [self._identity(person, job.crop, photos) for person in job.people]
+
+    def _opened(self, face: str, crop: str) -> Any:
+        """An identity file, or a photo as it is cut out."""
+        from fusionjax.identity import Identity
+        from fusionjax.photos import prepare_photo
+
+        if not face.endswith(".safetensors"):
+            return prepare_photo(face, self.pipe.photo_side, crop)
+        identity = Identity.load(face)
+        fusion = self.pipe.fusion
+        identity.check_fits(self.pipe.base.fingerprint, fusion.options.reference, face)
+        return identity
+
+    def _identity(self, person: Person, crop: str, photos: dict[str, Any]) -> "Identity":
+        from fusionjax.identity import Identity
+
+        if person.fresh is not None:
+            return self._kept((person.fresh, person.looks), lambda: self._fresh(person))
+
+        def part(face: str) -> Identity:
+            opened = photos[face] if face in photos else self._opened(face, crop)
+            return opened if isinstance(opened, Identity) else self.pipe.encode_identity(opened)
+
+        parts = [self._kept((face, crop), functools.partial(part, face)) for face in person.faces]
+        if len(parts) == 1 and not person.weights:
+            return parts[0]
+        weights = person.weights or None
+        return self._kept((person.faces, weights, crop), lambda: Identity.mix(parts, weights))
+
+    def _fresh(self, person: Person) -> "Identity":
+        options: dict[str, Any] = {"progress": self.bar}
+        if person.looks:
+            options["looks"] = person.looks
+        if self._portrait_guidance is not None:
+            options["guidance_scale"] = self._portrait_guidance
+        assert person.fresh is not None
+        return self.pipe.fresh_identity(person.fresh, **options)
+
+    def _kept(self, key: Any, make: Callable[[], "Identity"]) -> "Identity":
+        """The person under a key, made if need be; the ones longest unused are forgotten."""
+        if key not in self._people:
+            self._people[key] = make()
+        self._people.move_to_end(key)
+        while sum(map(_bytes, self._people.values())) > _PEOPLE_BYTES and len(self._people) > 1:
+            self._people.popitem(last=False)
+        return self._people[key]
+
+    def painted(
+        self,
+        pictures: Sequence["Picture"],
+        settings: "Settings",
+        batch: int,
+        *,
+        attention_share: bool = False,
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """Paints batch by batch, all of one shape: the last batch is filled up.
+
+        Yields:
+            Each picture's index, image (None where it is not finite), and attention share (None
+            where not asked for).
+        """
+        from fusionjax.backend.compilation import full_memory_told
+        from fusionjax.generation.generate import of_many
+
+        too_much = (
+            f"the memory does not hold {batch} picture{'s' * (batch > 1)} of "
+            f"{settings.width}×{settings.height} at once; use a smaller --batch-size, "
+            "a smaller size, or a 16-bit --dtype"
+        )
+        batches = -(-len(pictures) // batch)
+        for start in range(0, len(pictures), batch):
+            chunk = list(pictures[start : start + batch])
+            filled = chunk + chunk[-1:] * (batch - len(chunk))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # prompts were warned of when they were checked
+                warnings.simplefilter("always", NotFiniteWarning)
+                with full_memory_told(too_much):
+                    out = self.pipe.paint(
+                        filled,
+                        settings,
+                        attention_share=attention_share,
+                        progress=of_many(self.bar, start // batch, batches),
+                    )
+            for i in range(len(chunk)):
+                share = None if out.attention_share is None else out.attention_share[i]
+                yield start + i, out.images[i], share
+
+    def with_depth(self, job: Job, options: Options) -> Job:
+        """The job with a depth map of a photo as its control image, written beside the pictures."""
+        from fusionjax.interop.torch_depth import depth_map
+
+        assert options.depth_from is not None
+        assert options.depth_model is not None
+        options.output.mkdir(parents=True, exist_ok=True)
+        path = options.output / f"{files.next_number(options.output):04d}_depth.png"
+        depth_map(options.depth_from, options.depth_model).save(path)
+        return dataclasses.replace(job, control_image=str(path.absolute()))
+
+
+def _bytes(person: "Identity") -> int:
+    return person.latents.nbytes + sum(states.nbytes for states in person.states.values())
+
+
+def _show_warnings_as_lines() -> None:
+    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", UserWarning)

@@ -1,0 +1,84 @@
+"""Where a run lies, whether it is continued, and what a fresh one starts from."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusionjax.errors import UserError
+from fusionjax.models.checkpoint import Checkpoints, latest_run_step
+from train.config import RunConfig
+from train.objectives import Objective
+from train.processes import agreed
+
+
+def run_folder(config: RunConfig) -> Path:
+    """The run's folder: as asked for, else runs/<name>-<time>."""
+    if config.output is not None:
+        return Path(config.output)
+    return Path("runs") / agreed(f"{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+
+
+def is_continued(config: RunConfig, folder: Path) -> bool:
+    """Whether a run lies in the folder; checks that it is one that this one can continue."""
+    if not (folder / "config.json").is_file():
+        return False
+    if not config.resume:
+        raise UserError(f"{str(folder)!r} already holds a run; name another --output")
+    before, now = json.loads((folder / "config.json").read_text()), config.to_json()
+    harmless = {
+        "name", "output", "resume", "init_from", "log_every_steps", "mesh", "checkpoint",
+        "validation", "max_skipped_in_row", "distributed", "data.threads", "data.buffered_batches",
+        "cache", "attention", "remat", "guidance_scale",
+    }  # fmt: skip
+    was, is_now = _flat(before), _flat(now)
+    for name in sorted(is_now):
+        if not harmless & {name, name.partition(".")[0]} and was.get(name) != is_now[name]:
+            raise UserError(
+                f"{str(folder)!r} was begun with {name} {was.get(name)!r} and is to be "
+                f"continued with {is_now[name]!r}; name another --output or leave {name} as it was"
+            )
+    return True
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by the names that the command line has for them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def check_same_base(folder: Path, now: dict[str, Any]) -> None:
+    """The same name may have come to stand for other weights since the run was begun."""
+    before = json.loads((folder / "config.json").read_text()).get("base_fingerprint")
+    if before != now.get("base_fingerprint"):
+        raise UserError(
+            f"{str(folder)!r} was begun on a base of fingerprint {before!r}, and "
+            f"{now.get('base')!r} now has {now.get('base_fingerprint')!r}: other weights. Put the "
+            "base back as it was, or name another --output"
+        )
+
+
+def initial_params(source: str | None, objective: Objective, key: jax.Array) -> Any:
+    """Fresh weights, another run's averaged ones, or those of a model that was written out."""
+    fresh = objective.init(key, objective.frozen)
+    if source is None:
+        return fresh
+    if (Path(source) / "checkpoints").is_dir():
+        checkpoints, step = latest_run_step(source)
+        other = Checkpoints(checkpoints, read_only=True)
+        given = other.restore_ema(step)
+        other.close()
+    else:
+        given = objective.read(source)
+    if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, fresh):
+        raise UserError(f"init_from is {source!r}; its weights have other shapes")
+    return jax.tree.map(jnp.array, given)
