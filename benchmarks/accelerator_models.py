@@ -14,9 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.unet import SMALL
 from fusionjax.backend.devices import default_dtype
+from fusionjax.faces import Faces
 from fusionjax.models.abstract_base import abstract_base
 from fusionjax.models.base import BaseModel
-from fusionjax.unet import Faces, FusionUNet
+from fusionjax.unet import FusionUNet
 
 _SMALL = {
     "unet": {**SMALL, "sample_size": 16, "attention_head_dim": 4},

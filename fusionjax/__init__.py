@@ -14,11 +14,12 @@ from fusionjax.quiet import quiet_diffusers
 
 if TYPE_CHECKING:
     from fusionjax.errors import UserError
+    from fusionjax.faces import Faces
     from fusionjax.identity import Identity
     from fusionjax.models.base import BaseModel
     from fusionjax.options import FusionOptions
     from fusionjax.pipeline import FusionPipeline
-    from fusionjax.unet import Faces, FusionUNet
+    from fusionjax.unet import FusionUNet
 
 quiet_diffusers()
 
@@ -36,7 +37,7 @@ __all__ = [
 
 _HOME = {
     "BaseModel": "models.base",
-    "Faces": "unet",
+    "Faces": "faces",
     "FusionOptions": "options",
     "FusionPipeline": "pipeline",
     "FusionUNet": "unet",

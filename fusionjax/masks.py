@@ -12,6 +12,7 @@ Axes: b batch, r references, i identities, h w the picture or a layer's grid, q 
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -112,8 +113,12 @@ def check_masks(
         raise UserError(f"{name} hold values from {low:g} to {high:g}; they must lie in [0, 1]")
 
 
-def log_strength(strength: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log λ with log 0 = INVISIBLE: finite everywhere, and so are its gradients."""
-    strength = strength.astype(jnp.float32)
+def log_strength(strength: Any) -> Any:
+    """log λ, float32, with log 0 = INVISIBLE: finite everywhere, and so are its gradients.
+
+    NumPy's arrays stay NumPy's: nothing is compiled for them.
+    """
+    of: Any = np if isinstance(strength, np.ndarray) else jnp
+    strength = strength.astype(np.float32)
     visible = strength > 0
-    return jnp.where(visible, jnp.log(jnp.where(visible, strength, 1.0)), INVISIBLE)
+    return of.where(visible, of.log(of.where(visible, strength, 1)), of.float32(INVISIBLE))

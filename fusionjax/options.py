@@ -1,4 +1,9 @@
-"""Names that users choose from; here so that a command line can check them without loading JAX."""
+"""What users choose: names, values, their ranges and their help, told once, in the field itself.
+
+A field of `Description` or `Settings` is at once a keyword of `FusionPipeline`, a key of scenes,
+requests and pictures' texts, and a flag of the command line. Standard library only, so that
+nothing heavy is loaded to read a command line.
+"""
 
 import dataclasses
 import difflib
@@ -44,6 +49,261 @@ def not_one_of(name: str, value: object, choices: Sequence[str]) -> str:
     close = close or difflib.get_close_matches(written, choices, 1)
     meant = f"did you mean {close[0]!r}? Choose" if close else "choose"
     return f"{name} is {value!r}; {meant} one of {', '.join(choices)}"
+
+
+# What was written before names had the field's words, and is still read.
+OLD_NAMES = {
+    "steps": "num_inference_steps",
+    "num_images": "num_images_per_prompt",
+    "image_strength": "strength",
+    "paint_where": "mask_image",
+    "control_strength": "controlnet_conditioning_scale",
+}
+
+# diffusers' arguments that cannot be served, and what serves here.
+INSTEAD = {
+    "callback": "callback_on_step_end or progress",
+    "callback_on_step_end_tensor_inputs": "callback_on_step_end, which is given the latents",
+    "callback_steps": "callback_on_step_end",
+    "control_guidance_end": "controlnet_conditioning_scale",
+    "control_guidance_start": "controlnet_conditioning_scale",
+    "cross_attention_kwargs": "face_strength, layer_strength, and lora in from_pretrained",
+    "eta": "scheduler, for example 'euler_ancestral'",
+    "guess_mode": "guidance_scale=1",
+    "guidance_rescale": "a smaller guidance_scale",
+    "ip_adapter_image": "identities, from encode_identity",
+    "ip_adapter_image_embeds": "identities, from Identity.load",
+    "negative_prompt_embeds": "negative_prompt",
+    "padding_mask_crop": "mask_image on an image that is cut out",
+    "prompt_embeds": "prompt",
+    "sigmas": "scheduler, for example 'dpmpp_2m_karras'",
+    "timesteps": "num_inference_steps and scheduler",
+    # … of from_pretrained:
+    "torch_dtype": "dtype",
+    "safety_checker": "nothing: no image is checked",
+    "feature_extractor": "nothing: no image is checked",
+    "requires_safety_checker": "nothing: no image is checked",
+    "device_map": "devices",
+    "adapter": "fusion",
+    "unet": "base",
+    "text_encoder": "base",
+}
+
+# Groups of the command line's help, in its order.
+SEEN, WHO, HOW, MODELS, START = (
+    "what is seen",
+    "who is seen",
+    "how it is made",
+    "models",
+    "starting from an image",
+)
+LARGEST_SEED = 2**32 - 1
+_LONGEST_SIDE = 8192
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    group: str,
+    flags: Sequence[str] = (),
+    metavar: Any = None,
+    limits: tuple[float, float] | None = None,
+    above: bool = False,
+    choices: Sequence[str] = (),
+    path: Literal["file", "source"] | None = None,
+) -> Any:
+    """A field that a user sets, by keyword, key or flag.
+
+    Args:
+        default: its value where nothing is said.
+        text: its help.
+        group: of the command line's help.
+        flags: on the command line, if not its name.
+        metavar: what stands for its value in the help.
+        limits: of its number or numbers, both included; +∞ itself never is.
+        above: the lower limit is not included.
+        choices: the texts that it may be.
+        path: it names a file that must exist, or a model that may also be a name on a hub.
+    """
+    metadata = {
+        "help": text, "group": group, "flags": tuple(flags), "metavar": metavar, "limits": limits,
+        "above": above, "choices": tuple(choices), "path": path,
+    }  # fmt: skip
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=type(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_options(values: Any) -> None:
+    """Checks every field of a dataclass against its choices and limits.
+
+    Raises:
+        UserError: for the first that is not one of them, or out of range.
+    """
+    for field in dataclasses.fields(values):
+        value, choices = getattr(values, field.name), field.metadata.get("choices")
+        if choices and value is not None and value not in choices:
+            raise UserError(not_one_of(field.name, value, choices))
+        if (limits := field.metadata.get("limits")) is None:
+            continue
+        for part, number in _numbers(value):
+            name = f"{field.name} of {part}" if part else field.name
+            check_number(name, number, *limits, above=field.metadata["above"])
+
+
+def check_number(
+    name: str, value: float, low: float, high: float = math.inf, *, above: bool = False
+) -> None:
+    """Checks a number.
+
+    Args:
+        name: what it is called.
+        value: the number.
+        low: the least that it may be; with `above`, what it must be above.
+        high: the most that it may be; +∞ itself is no number.
+        above: see `low`.
+
+    Raises:
+        UserError: if it is out of range, NaN, or no number at all.
+    """
+    number = isinstance(value, int | float) or hasattr(value, "__float__")
+    # Python compares whole numbers of any size, but does not make them floating-point ones.
+    if number and low <= value <= high and value != math.inf and not (above and value == low):
+        return
+    if math.isinf(high):
+        must = f"{'>' if above else '≥'} {low:g}"
+    else:
+        must = (
+            f"in {'(' if above else '['}{low:g}, {high:g}]"
+            if above
+            else f"in {low:.10g}..{high:.10g}"
+        )
+    told = f"{value:g}" if isinstance(value, float) else shortened(repr(value))
+    raise UserError(f"{name} is {told}; it must be {must}")
+
+
+def shortened(text: str, most: int = 20) -> str:
+    """A text cut so that it fits into a message."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def current_name(name: str) -> str:
+    """The name that something goes by now."""
+    return OLD_NAMES.get(name, name)
+
+
+def unknown_name(name: str, known: Sequence[str]) -> str:
+    """What to say of a name that is not known, with what serves instead or the likeliest one."""
+    if name in INSTEAD:
+        return f"{name!r} is not supported; use {INSTEAD[name]}"
+    close = difflib.get_close_matches(name, [*known, *OLD_NAMES], 1)
+    hint = f"did you mean {current_name(close[0])!r}?" if close else f"known are {', '.join(known)}"
+    return f"{name!r} is not known; {hint}"
+
+
+def _numbers(value: Any) -> list[tuple[str, Any]]:
+    """The numbers in a value, and whose they are."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return [(str(part), number) for part, number in value.items()]
+    return [("", number) for number in (value if isinstance(value, list | tuple) else [value])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What one image shall show, as plain values. All of it is data: no value compiles anything."""
+
+    prompt: str | None = option(None, "what is seen", group=SEEN, metavar="TEXT")
+    negative_prompt: str = option("", "what is not", group=SEEN, metavar="TEXT")
+    face_steps: tuple[float, ...] = option(
+        (0.0, 1.0), "from which to which share of the steps faces act", group=WHO,
+        metavar=("FROM", "UNTIL"),
+    )  # fmt: skip
+    layer_strength: Mapping[str, float] = option(
+        {}, "factors on the strength by layer", group=WHO, limits=(0, math.inf),
+        metavar="LAYER=FACTOR",
+    )  # fmt: skip
+    face_guidance_scale: float | None = option(
+        None, "guide by the faces separately, and by the text with --guidance-scale, for one more "
+        "pass of the UNet a step", group=WHO, limits=(1, math.inf), metavar="G",
+    )  # fmt: skip
+    seed: int = option(
+        0, "of the first image; the next have the next numbers", group=HOW,
+        limits=(0, LARGEST_SEED), metavar="N",
+    )  # fmt: skip
+    guidance_scale: float | None = option(
+        None, "how strictly to follow text and faces; 1 is no guidance (default: 7.5; the embedded "
+        "model: 3)", group=HOW, limits=(1, math.inf), metavar="G",
+    )  # fmt: skip
+    controlnet_conditioning_scale: float = option(
+        1.0, "a factor on the ControlNet's answer", group=START, limits=(0, math.inf), metavar="S",
+        flags=("--controlnet-conditioning-scale", "--control-strength"),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        steps = self.face_steps
+        if len(steps) != 2 or not 0 <= steps[0] <= steps[1] <= 1:
+            raise UserError(
+                f"face_steps is {' '.join(map(str, steps))}; it must be two numbers "
+                "with 0 ≤ from ≤ until ≤ 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What images generated together share. Height, width and steps decide what is compiled."""
+
+    height: int | None = option(
+        None, "in pixels (default: the base's own)", group=SEEN, limits=(8, _LONGEST_SIDE),
+        metavar="PIXELS",
+    )  # fmt: skip
+    width: int | None = option(
+        None, "likewise", group=SEEN, limits=(8, _LONGEST_SIDE), metavar="PIXELS"
+    )
+    num_inference_steps: int = option(
+        30, "noise levels to visit", group=HOW, limits=(1, 999), metavar="N",
+        flags=("--num-inference-steps", "--steps"),
+    )  # fmt: skip
+    scheduler: str = option(
+        "dpmpp_2m", f"the sampler, one of {', '.join(SCHEDULERS)}", group=HOW, choices=SCHEDULERS,
+        metavar="NAME",
+    )  # fmt: skip
+    strength: float = option(
+        0.8, "how far to leave --image, in (0, 1]: the share of the steps that is run", group=START,
+        limits=(0, 1), above=True, metavar="S", flags=("--strength", "--image-strength"),
+    )  # fmt: skip
+    faces_in_negative: bool = option(
+        False, "show the faces to the guidance's negative branch too", group=WHO
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is not None and value % 8:
+                nearest = max(round(value / 64), 1) * 64
+                raise UserError(
+                    f"{name} is {value}; it must be a multiple of 8, for example {nearest}"
+                )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, once they are settled."""
+        assert self.height is not None
+        assert self.width is not None
+        return self.height, self.width
+
+
+def check_guidance(description: Description, settings: Settings) -> None:
+    """Raises UserError where the two ask for guidance that excludes each other."""
+    if settings.faces_in_negative and description.face_guidance_scale is not None:
+        raise UserError(
+            "face_guidance_scale guides away from an image without the faces, and "
+            "faces_in_negative shows them there too; give one of them"
+        )
 
 
 Reference = Literal["clean", "matched"]

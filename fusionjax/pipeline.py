@@ -1,79 +1,70 @@
-"""From a prompt and people to pictures.
+"""From a prompt and people to images.
 
     pipe = FusionPipeline.from_pretrained(base, fusion=adapter)
     person = pipe.encode_identity(["a.jpg", "b.jpg"])
     pipe("an astronaut in a garden", identities=[person], seed=0).images[0].save("out.png")
 
-A few programs are compiled for a number of pictures and a size (`painting.py`): prompts, people
-and masks to what the UNet attends to; a `lax.scan` over the sampler's steps; latents to pixels.
-Prompts, people (up to the padded number), strengths, masks, seeds, guidance and the sampler's
-table are data, so changing them compiles nothing.
+A few programs are compiled for a number of images and a size (`generation/programs.py`): a photo to
+what the UNet sees in it; prompts, people and masks to what it attends to; the sampler's steps;
+latents to pixels. Prompts, people (up to the padded number), strengths, masks, seeds, guidance and
+the sampler's table are data, so changing them compiles nothing.
 
-Every picture draws its noise from its own seed, so it is the same alone, in a batch, and on any
+Every image draws its noise from its own seed, so it is the same alone, in a batch, and on any
 number of devices.
-
-Legend: b pictures, m people sets (b, or 1 where all pictures show the same), g branches of the
-guidance, s steps, r references, i identities, k tokens of a photo, h w latent grid, c latent
-channels, H W pixels, D features of a layer.
 """
 
+import dataclasses
 import functools
 import os
-import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from PIL import Image
 
-from fusionjax import masks as masking
-from fusionjax import photos as photo_files
-from fusionjax import pixels
-from fusionjax.backend.compilation import full_memory_told
 from fusionjax.backend.devices import (
     check_dtype,
     check_implementation,
     default_dtype,
     default_implementation,
 )
-from fusionjax.diffusion import samplers as schedulers
-from fusionjax.embedded import MINI_BASE, MINI_FUSION
-from fusionjax.errors import NotFiniteWarning, UserError
-from fusionjax.generation.generate import REPORTS, Clock, Progress, of_many, of_seeds
-from fusionjax.generation.programs import Programs
-from fusionjax.generation.request import LARGEST_SEED, Output, Picture, Settings, fit_image
+from fusionjax.embedded import MINI_FUSION
+from fusionjax.errors import UserError
+from fusionjax.generation import request as requesting
+from fusionjax.generation.encode import encode_photos
+from fusionjax.generation.generate import (
+    OUTPUT_TYPES,
+    Generated,
+    Progress,
+    generate_each,
+    to_output,
+)
+from fusionjax.generation.keywords import CallbackOnStepEnd, read_call, show_options, step_end_of
+from fusionjax.generation.model import Model
+from fusionjax.generation.request import Output, Request
 from fusionjax.generation.runner import Runner
-from fusionjax.generation.scene import (
-    People,
-    devices_for,
-    log_strength,
-    padded_photos,
-    same_people,
-)
-from fusionjax.generation.scene import (
-    branches as guidance_branches,
-)
-from fusionjax.identity import THUMBNAIL_SIDE, Identity
-from fusionjax.interop.adapter_file import Adapter, check_fits
-from fusionjax.interop.fingerprint import Fingerprint
+from fusionjax.identity import Identity
+from fusionjax.interop.adapter_file import adapter_fingerprint, check_fits
+from fusionjax.models.adapter import find_models
 from fusionjax.models.base import BaseModel
-from fusionjax.options import FusionOptions, Implementation
+from fusionjax.options import FusionOptions, Implementation, Settings, not_one_of, unknown_name
+from fusionjax.photos import PhotoSource, prepare_photo
 from fusionjax.unet import FusionUNet
 
 PORTRAIT = "a portrait of a person"
 
 
 class FusionPipeline:
-    """A base model, an adapter, and the compiled programs that paint with them.
+    """A base model, an adapter, and the compiled programs that generate with them.
 
     Attributes:
         base: the base model.
-        fusion: its UNet, able to see faces.
-        fusion_params: the adapter's kf and vf; None paints from text alone.
+        fusion: its UNet, able to see faces; `fusion.layers` names the layers.
+        controlnet: the ControlNet or None.
+        model: the three together.
+        fusion_params: the adapter's kf and vf; None generates from text alone.
         runner: the compiled programs; it counts compilations and their seconds.
     """
 
@@ -94,31 +85,27 @@ class FusionPipeline:
             fusion_params: the adapter's kf and vf.
             options: as the adapter was trained.
             controlnet: a `fusionjax.models.controlnet.ControlNet`.
-            devices: pictures are spread over these; None is every local device.
+            devices: images are spread over these; None is every local device.
             attention: implementation for all layers, None for the platform's fastest.
         """
         devices = jax.local_devices() if devices is None else list(devices)
         check_implementation(attention, base.unet.dtype, devices)
-        self.base = base
-        self.fusion = FusionUNet(
+        fusion = FusionUNet(
             base.unet,
             options,
             attention=attention or default_implementation(base.unet.dtype, devices),
         )
-        self.fusion_params = fusion_params
-        self.controlnet = controlnet
         if controlnet is not None:
             controlnet.check_fits(base.unet, base.vae_scale_factor)
+        self.base, self.fusion, self.controlnet = base, fusion, controlnet
+        self.model = Model(base, fusion, controlnet)
+        self.fusion_params = fusion_params
         params = {
             "base": base.params,
             "fusion": fusion_params,
             "controlnet": None if controlnet is None else controlnet.params,
         }
-        self.runner = Runner(
-            Programs(base, self.fusion, controlnet),
-            params,
-            devices,
-        )
+        self.runner = Runner(self.model, params, devices)
 
     @classmethod
     def from_pretrained(
@@ -144,7 +131,7 @@ class FusionPipeline:
             controlnet: a ControlNet's diffusers folder, file or hub id.
             devices: as for the constructor.
             attention: likewise.
-            **base_options: for `BaseModel.from_pretrained` (`vae`, `lora`).
+            **base_options: for `BaseModel.from_pretrained` (`vae`, `lora`, `tokenizer`).
 
         Returns:
             The pipeline.
@@ -152,26 +139,13 @@ class FusionPipeline:
         Raises:
             UserError: if something is missing or does not fit, or the devices cannot do it.
         """
+        for name in base_options:
+            if name not in (known := ("vae", "lora", "tokenizer")):
+                raise UserError(unknown_name(name, known))
         dtype = jnp.dtype(default_dtype(devices) if dtype is None else dtype)
         check_dtype(dtype, devices)
         check_implementation(attention, dtype, devices)
-        adapter: Adapter | None = None
-        if base is None and fusion is None:
-            base, fusion = MINI_BASE, MINI_FUSION
-        from fusionjax.embedded import base_source
-        from fusionjax.models.adapter import load_adapter
-
-        if base is not None:
-            base = base_source(os.fspath(base))
-            if fusion is None and Path(base).resolve() == MINI_BASE.resolve():
-                fusion = MINI_FUSION
-        if fusion is not None:
-            adapter = load_adapter(os.fspath(fusion))
-        if base is None:
-            assert adapter is not None
-            if not adapter.base:
-                raise UserError(f"{fusion} does not say which base it was trained on; pass base")
-            base = adapter.base
+        base, adapter = find_models(base, fusion)
         model = BaseModel.from_pretrained(base, dtype=dtype, **base_options)
         network = None
         if controlnet is not None:
@@ -187,7 +161,7 @@ class FusionPipeline:
             attention=attention,
         )
         if adapter is not None:
-            check_fits(adapter, pipe.fusion.layers, model.fingerprint, str(fusion))
+            check_fits(adapter, pipe.fusion.layers, model.fingerprint, str(fusion or MINI_FUSION))
         return pipe
 
     @functools.cached_property
@@ -195,21 +169,17 @@ class FusionPipeline:
         """A short name for the weights of `base` (its UNet) and, if there is one, of `fusion`."""
         prints = {"base": self.base.fingerprint}
         if self.fusion_params is not None:
-            adapter = Fingerprint()
-            for layer, pair in self.fusion_params.items():
-                for name, matrix in pair.items():
-                    adapter.add(f"{layer}.{name}", np.asarray(matrix))
-            prints["fusion"] = adapter.hexdigest()
+            prints["fusion"] = adapter_fingerprint(self.fusion_params)
         return prints
 
     @property
     def photo_side(self) -> int:
         """Side of the square photos that the base model looks at, in pixels."""
-        return self.base.unet.sample_size * self.base.vae_scale_factor
+        return self.model.photo_side
 
     def encode_identity(
         self,
-        photos: photo_files.PhotoSource | Sequence[photo_files.PhotoSource],
+        photos: PhotoSource | Sequence[PhotoSource],
         *,
         crop: str = "auto",
         weights: Sequence[float] | None = None,
@@ -231,29 +201,8 @@ class FusionPipeline:
             photos = [photos]
         if not photos:
             raise UserError("no photos are given; a person needs at least one")
-        images = [photo_files.prepare_photo(photo, self.photo_side, crop) for photo in photos]
-        latents, states = [], []
-        empty = self.base.tokenize([""])
-        for image in images:
-            x = {"image": pixels.to_array(image)[None], "empty_ids": empty}
-            with full_memory_told(
-                "the memory does not hold a photo's pass through the UNet; use a 16-bit dtype"
-            ):
-                seen = jax.device_get(self.runner.run("photo", 1, x))
-            latents.append(np.asarray(seen["latents"]))
-            states.append({layer: np.asarray(h) for layer, h in seen["states"].items()})
-        thumbnails = [
-            np.asarray(image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS))
-            for image in images
-        ]
-        identity = Identity(
-            states={layer: np.concatenate([each[layer] for each in states]) for layer in states[0]},
-            latents=np.concatenate(latents),
-            thumbnails=np.stack(thumbnails),
-            weights=(1.0,) * len(images),
-            base_fingerprint=self.base.fingerprint,
-            reference=self.fusion.options.reference,
-        )
+        images = [prepare_photo(photo, self.photo_side, crop) for photo in photos]
+        identity = encode_photos(self.runner, images)
         return identity if weights is None else identity.weighted(weights)
 
     def fresh_identity(
@@ -264,13 +213,13 @@ class FusionPipeline:
         guidance_scale: float = 7.5,
         progress: Progress | None = None,
     ) -> Identity:
-        """A person who does not exist: the base model paints a portrait, which is their photo.
+        """A person who does not exist: the base model makes a portrait, which is their photo.
 
         Args:
             seed: another seed is another person.
             looks: the prompt of the portrait.
             guidance_scale: of the portrait.
-            progress: hears of the painting, see `__call__`.
+            progress: hears of it, see `__call__`.
 
         Returns:
             The person, the same for the same arguments.
@@ -280,10 +229,11 @@ class FusionPipeline:
         """
         side = self.photo_side
         blank = None if self.controlnet is None else np.zeros((side, side, 3), np.float32)
-        portrait = Picture(
-            looks, seed=seed, guidance_scale=guidance_scale, control_image=blank, control_strength=0
-        )
-        image = self.paint([portrait], Settings(side, side), progress=progress).images[0]
+        portrait = Request(looks, seed=seed, guidance_scale=guidance_scale, control_image=blank)
+        portrait = dataclasses.replace(portrait, controlnet_conditioning_scale=0)
+        image = self.generate(
+            [portrait], Settings(height=side, width=side), progress=progress
+        ).images[0]
         if image is None:
             raise UserError(f"the portrait of seed {seed} is not finite; use dtype float32")
         return self.encode_identity(image, crop="none")
@@ -294,176 +244,146 @@ class FusionPipeline:
         identities: Identity | Sequence[Identity] = (),
         *,
         masks: Any = None,
-        negative_prompt: str = "",
-        num_inference_steps: int = 30,
-        guidance_scale: float = 7.5,
-        face_guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] = "",
         face_strength: float | Sequence[float] = 1.0,
-        face_steps: tuple[float, float] = (0.0, 1.0),
-        layer_strength: Mapping[str, float] | None = None,
-        faces_in_negative: bool = False,
         num_images_per_prompt: int = 1,
         seed: int = 0,
-        height: int | None = None,
-        width: int | None = None,
-        scheduler: str = "dpmpp_2m",
+        generator: Any = None,
         latents: np.ndarray | jax.Array | None = None,
-        image: photo_files.PhotoSource | None = None,
-        image_strength: float = 0.8,
-        paint_where: photo_files.PhotoSource | None = None,
-        control_image: photo_files.PhotoSource | None = None,
-        control_strength: float = 1.0,
+        image: PhotoSource | None = None,
+        mask_image: PhotoSource | None = None,
+        control_image: PhotoSource | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
         batch_size: int | None = None,
         attention_share: bool = False,
         progress: Progress | None = None,
-    ) -> Output:
-        """Paints pictures of people.
+        callback_on_step_end: CallbackOnStepEnd | None = None,
+        **options: Any,
+    ) -> Output | tuple[Any, None]:
+        """Generates images of people. Names are diffusers'.
 
         Args:
-            prompt: what is seen; several prompts give pictures of the same people.
+            prompt: what is seen; several prompts give images of the same people.
             identities: the people, or one person, from `encode_identity`, `Identity.load` or
                 `Identity.mix`.
             masks: where each person is: an array [i, height, width] in [0, 1]. A place in no
                 mask sees everybody, a place in two sees nobody (the paper's equation 7).
-            negative_prompt: what shall not be seen.
-            num_inference_steps: noise levels to visit.
-            guidance_scale: of the classifier-free guidance, ≥ 1; 1 is none.
-            face_guidance_scale: guides by the faces separately, see `Picture`.
+            negative_prompt: what shall not be seen; one, or one for each prompt.
             face_strength: λ ≥ 0 of the faces, one for all or one for each identity; 0 is exactly
                 the base model.
-            face_steps: from which to which share of the steps the faces act.
-            layer_strength: factors on λ by layer name (`pipe.fusion.layers`).
-            faces_in_negative: show the faces to the negative branch too.
-            num_images_per_prompt: pictures for each prompt.
-            seed: of the first picture; the next have the next numbers. In [0, 2³²).
-            height: in pixels; None is the base's own size.
-            width: in pixels.
-            scheduler: one of `schedulers.SCHEDULERS`.
+            num_images_per_prompt: images of each prompt.
+            seed: of the first image; the next have the next numbers. In [0, 2³²).
+            generator: in its place a number, a NumPy, PyTorch or JAX generator or key, or a list
+                of them, one for each image.
             latents: unit-variance starting noise [b, h, w, c] in place of the seeds'.
-            image: a picture to start from (image to image).
-            image_strength: how far to leave it: the share of the steps to run, in (0, 1].
-            paint_where: a mask picture: white is painted anew, black stays (inpainting).
+            image: an image to start from (image to image).
+            mask_image: white is painted anew, black stays (inpainting).
             control_image: the ControlNet's input.
-            control_strength: a factor on the ControlNet's answer.
-            batch_size: pictures to paint at once; None is all.
+            output_type: `pil`; `np`, an array [b, H, W, 3] in [0, 1]; or `latent`.
+            return_dict: False returns (images, None), as diffusers does.
+            batch_size: images to generate at once; None is all.
             attention_share: measure how much each place attended to each photo.
             progress: called as `progress(stage, done, of, seconds)`.
+            callback_on_step_end: called as diffusers does, with the pipeline, the step, its
+                timestep and {"latents": [b, h, w, c]}; what it returns under "latents" is gone on
+                with.
+            **options: the fields of `fusionjax.options.Description` and `Settings`, which say
+                what they are: `num_inference_steps`, `guidance_scale`, `height`, `scheduler`, …
 
         Returns:
-            The pictures, prompt by prompt, with latents and seeds.
+            The images, prompt by prompt, with latents and seeds.
 
         Raises:
             UserError: if an argument is wrong, before anything is compiled.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise UserError("no prompt is given")
-        if num_images_per_prompt < 1:
-            raise UserError(f"num_images_per_prompt is {num_images_per_prompt}; it must be ≥ 1")
-        settings = Settings(
-            height=self.photo_side if height is None else height,
-            width=self.photo_side if width is None else width,
-            steps=num_inference_steps,
-            scheduler=scheduler,
-            image_strength=image_strength,
-            faces_in_negative=faces_in_negative,
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(not_one_of("output_type", output_type, OUTPUT_TYPES))
+        requests, settings = read_call(
+            self.model,
+            prompt,
+            negative_prompt,
+            num_images_per_prompt,
+            seed if generator is None else generator,
+            latents,
+            options,
+            identities=(identities,) if isinstance(identities, Identity) else tuple(identities),
+            face_strength=face_strength,
+            masks=masks,
+            image=image,
+            mask_image=mask_image,
+            control_image=control_image,
         )
-        self.check_settings(settings)
-        count = len(prompts) * num_images_per_prompt
-        grid = self._grid(settings)
-        if latents is not None:
-            latents = np.asarray(latents, np.float32)
-            expected = (count, *grid, self.base.unet.in_channels)
-            if latents.shape != expected:
-                raise UserError(f"latents have shape {latents.shape}; they must be {expected}")
-        size = (settings.width, settings.height)
-        people = (identities,) if isinstance(identities, Identity) else tuple(identities)
-        pictures = [
-            Picture(
-                prompt=prompts[i // num_images_per_prompt],
-                negative_prompt=negative_prompt,
-                identities=people,
-                face_strength=face_strength,
-                face_steps=face_steps,
-                layer_strength=layer_strength or {},
-                masks=None if masks is None else np.asarray(masks, np.float32),
-                seed=seed + i,
-                guidance_scale=guidance_scale,
-                face_guidance_scale=face_guidance_scale,
-                latents=None if latents is None else latents[i],
-                image=None if image is None else fit_image(image, size) * 2 - 1,
-                paint_where=None if paint_where is None else fit_image(paint_where, size).mean(-1),
-                control_image=None if control_image is None else fit_image(control_image, size),
-                control_strength=control_strength,
-            )
-            for i in range(count)
-        ]
-        return self.paint(
-            pictures,
+        output = self.generate(
+            requests,
             settings,
             batch_size=batch_size,
             attention_share=attention_share,
             progress=progress,
+            on_step_end=step_end_of(self, callback_on_step_end),
+            output_type=output_type,
         )
+        return output if return_dict else (output.images, None)
 
-    def paint(
+    def generate(
         self,
-        pictures: Sequence[Picture],
+        requests: Sequence[Request],
         settings: Settings,
         *,
         batch_size: int | None = None,
-        attention_share: bool = False,
-        progress: Progress | None = None,
+        output_type: str = "pil",
+        **how: Any,
     ) -> Output:
-        """Paints pictures that may differ in everything but their `Settings`.
+        """Generates images that may differ in everything but their `Settings`.
 
         Args:
-            pictures: what to paint.
+            requests: what they show.
             settings: what they share.
-            batch_size: pictures to paint at once; None is all. The last batch is filled up, so
-                that nothing is compiled for it.
-            attention_share: see `Output`.
-            progress: called as `progress(stage, done, of, seconds)`.
+            batch_size: images at once; None is all. The last batch is filled up, so that nothing is
+                compiled for it.
+            output_type: as in `__call__`.
+            **how: see `generation.generate.generate_each`.
 
         Returns:
-            The pictures in the order given.
+            The images in the order given.
 
         Raises:
-            UserError: if a picture or a setting is wrong, before anything is compiled.
+            UserError: if a request or a setting is wrong, before anything is compiled.
         """
-        if not pictures:
-            raise UserError("no pictures are asked for")
+        if not requests:
+            raise UserError("no images are asked for")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be ≥ 1")
-        for picture in pictures:
-            self.check(picture, settings)
-        if attention_share:
-            self._check_attention_share(pictures)
-        self._check_alike(pictures)
-        size = min(batch_size or len(pictures), len(pictures))
-        outputs: list[Any] = []
-        for start in range(0, len(pictures), size):
-            chunk = list(pictures[start : start + size])
-            report = of_many(progress, len(outputs), -(-len(pictures) // size))
-            filled = chunk + chunk[-1:] * (size - len(chunk))
-            outputs.append(self._paint_batch(filled, len(chunk), settings, attention_share, report))
-        shares = [share for *_, share in outputs if share is not None]
-        return Output(
-            images=[
-                None if pixels is None else Image.fromarray(pixels)
-                for images, *_ in outputs
-                for pixels in images
-            ],
-            latents=np.concatenate([latents for _, latents, _ in outputs]),
-            seeds=[picture.seed for picture in pictures],
-            attention_share=np.concatenate(shares) if shares else None,
-        )
+        for request in requests:
+            self.check(request, settings)
+        requesting.check_alike(requests)
+        size = min(batch_size or len(requests), len(requests))
+        done = list(self.generate_each(requests, settings, batch_size=size, **how))
+        return to_output(done, requests, output_type)
 
-    def check(self, picture: Picture, settings: Settings) -> None:
-        """Checks all that can be wrong with a picture, without compiling anything.
+    def generate_each(
+        self, requests: Sequence[Request], settings: Settings, *, batch_size: int, **how: Any
+    ) -> Iterator[Generated]:
+        """Generates requests that `check` has accepted; images come as soon as a batch is done.
 
         Args:
-            picture: what to paint.
+            requests: what the images show.
+            settings: what they share.
+            batch_size: images at once.
+            **how: see `generation.generate.generate_each`.
+
+        Returns:
+            The images, in the order of the requests.
+        """
+        if how.get("attention_share"):
+            requesting.check_attention_share(requests, self.model)
+        return generate_each(self.runner, requests, settings, batch_size=batch_size, **how)
+
+    def check(self, request: Request, settings: Settings) -> None:
+        """Checks all that can be wrong with a request, without compiling anything.
+
+        Args:
+            request: what is to be generated.
             settings: and how.
 
         Raises:
@@ -472,347 +392,8 @@ class FusionPipeline:
         Warns:
             UserWarning: if a prompt is too long; it says what is left out.
         """
-        self.check_settings(settings)
-        self._check_picture(picture, settings)
+        adapter = self.fusion_params is not None
+        requesting.check_request(request, settings, self.model, adapter=adapter)
 
-    # --- a batch ---------------------------------------------------------------------------------
 
-    def _paint_batch(
-        self,
-        pictures: list[Picture],
-        wanted: int,
-        settings: Settings,
-        attention_share: bool,
-        progress: Progress | None,
-    ) -> tuple[list[np.ndarray | None], np.ndarray, np.ndarray | None]:
-        clock = Clock(self.runner, progress)
-        devices = devices_for(len(pictures), len(self.runner.devices))
-        per_device = -(-len(pictures) // devices)
-        pictures = pictures + pictures[-1:] * (per_device * devices - len(pictures))
-        plan = schedulers.plan(
-            self.base.schedule,
-            settings.scheduler,
-            settings.steps,
-            image_strength=settings.image_strength if pictures[0].image is not None else None,
-        )
-        people = self._people(pictures, plan, settings)
-        branches, mix = guidance_branches(pictures, people is not None)
-        x = {
-            "mix": mix,
-            "seeds": np.array([picture.seed for picture in pictures], np.uint32),
-            **self._look(pictures, people, devices, settings),
-            **self._known(pictures, devices, settings),
-            **self._control(pictures),
-        }
-        x["start_noise"] = self._noise(pictures, x["seeds"], devices, settings)
-        x["rows"] = {"row": plan.rows, **self._faces_by_row(people, plan)}
-        x["start_levels"] = np.array([plan.start_clean, plan.start_noise], np.float32)
-        x["carry"] = self.runner.run("start", devices, x)["carry"]
-
-        done, shares = 0, []
-        segment = len(plan)
-        if progress is not None or attention_share:
-            segment = -(-len(plan) // REPORTS)
-        while done < len(plan):
-            if attention_share:
-                x["now"] = jax.tree.map(lambda column, row=done: column[row], x["rows"])
-                shares.append(np.asarray(self.runner.run("share", devices, x)["share"]))
-            clock.start()
-            x["span"] = np.array([done, min(done + segment, len(plan))], np.int32)
-            x["carry"] = self.runner.run(
-                "steps", devices, x, branches=branches, in_negative=settings.faces_in_negative
-            )["carry"]
-            done = int(x["span"][1])
-            clock.stop("steps", done, len(plan), x["carry"])
-        clock.start()
-        images = self._decoded(devices, x, wanted)
-        clock.stop("decode", wanted, wanted, x["carry"])
-        latents = np.asarray(x["carry"].latents)
-        share = np.mean(shares, 0)[:wanted] if shares else None
-        return images, latents[:wanted], share
-
-    def _decoded(self, devices: int, x: dict[str, Any], wanted: int) -> list[np.ndarray | None]:
-        """The first pictures' pixels; None where a picture is not finite, which is told."""
-        decoded = self.runner.run("decode", devices, x)
-        finite, images = (np.array(decoded[name])[:wanted] for name in ("finite", "images"))
-        latents = np.asarray(x["carry"].latents)[:wanted]
-        again = ~finite & np.isfinite(latents).all((1, 2, 3))
-        if again.any() and self.base.vae.dtype != jnp.float32:
-            warnings.warn(
-                f"{of_seeds(x['seeds'], again)} not finite in "
-                f"{jnp.dtype(self.base.vae.dtype).name}: decoded again in float32",
-                NotFiniteWarning,
-                stacklevel=6,
-            )
-            decoded = self.runner.run("decode", devices, x, in_float32=True)
-            finite[again] = np.asarray(decoded["finite"])[:wanted][again]
-            images[again] = np.asarray(decoded["images"])[:wanted][again]
-        if not finite.all():
-            warnings.warn(
-                f"{of_seeds(x['seeds'], ~finite)} not finite, and left out; dtype float32, a "
-                "smaller guidance scale or a smaller face strength may help",
-                NotFiniteWarning,
-                stacklevel=6,
-            )
-        return [image if good else None for image, good in zip(images, finite, strict=True)]
-
-    def _noise(
-        self, pictures: list[Picture], seeds: np.ndarray, devices: int, settings: Settings
-    ) -> Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]:
-        drawn = self.runner.run("noise", devices, {"seeds": seeds}, grid=self._grid(settings))[
-            "start_noise"
-        ]
-        if all(picture.latents is None for picture in pictures):
-            return drawn
-        return np.stack(
-            [
-                np.asarray(noise if picture.latents is None else picture.latents, np.float32)
-                for picture, noise in zip(pictures, np.asarray(drawn), strict=True)
-            ]
-        )
-
-    def _look(
-        self, pictures: list[Picture], people: "People | None", devices: int, settings: Settings
-    ) -> dict[str, Any]:
-        """What the UNet attends to, by the program of that name."""
-        x: dict[str, Any] = {
-            "negative_ids": self.base.tokenize([picture.negative_prompt for picture in pictures]),
-            "ids": self.base.tokenize([picture.prompt for picture in pictures]),
-        }
-        if people is None:
-            return self.runner.run("look", devices, x, grid=self._grid(settings))
-        x |= {"states": people.states, "owner": people.owner}
-        if people.masks is not None:
-            x["masks"] = people.masks
-        if people.photos is not None:
-            x["empty_ids"] = self.base.tokenize([""])
-        look = self.runner.run("look", devices, x, grid=self._grid(settings))
-        if people.photos is not None:
-            look["photos"] = people.photos
-        return {**look, "layer_log": people.layer_log}
-
-    def _known(self, pictures: list[Picture], devices: int, settings: Settings) -> dict[str, Any]:
-        """The given pictures' latents, and where they shall stay, [b, h, w, 1]."""
-        images = [picture.image for picture in pictures if picture.image is not None]
-        if not images:
-            return {}
-        grid = self._grid(settings)
-        factor = self.base.vae_scale_factor
-        keep = np.zeros((len(pictures), *grid, 1), np.float32)
-        for row, picture in zip(keep, pictures, strict=True):
-            if picture.paint_where is not None:  # a latent is painted if any of its pixels is
-                cells = picture.paint_where.reshape(grid[0], factor, grid[1], factor)
-                row[..., 0] = 1 - cells.max((1, 3))
-        x = {"images": np.stack(images).astype(np.float32)}
-        return {"known": self.runner.run("image", devices, x)["known"], "keep": keep}
-
-    def _control(self, pictures: list[Picture]) -> dict[str, np.ndarray]:
-        images = [p.control_image for p in pictures if p.control_image is not None]
-        if not images:
-            return {}
-        return {
-            "control_image": np.stack(images).astype(np.float32),
-            "control_strength": np.array([p.control_strength for p in pictures], np.float32),
-        }
-
-    def _faces_by_row(self, people: "People | None", plan: schedulers.Plan) -> dict[str, Any]:
-        if people is None:
-            return {}
-        if people.photos is None:
-            return {"log_strength": people.log_strength}
-        # Shares of photo and noise at each row's timestep, for the reference option `matched`.
-        a = np.interp(
-            plan.rows.timesteps,
-            np.arange(self.base.schedule.num_train_timesteps),
-            self.base.schedule.alphas_cumprod,
-        )
-        levels = np.stack([np.sqrt(a), np.sqrt(1 - a)], -1).astype(np.float32)
-        return {"log_strength": people.log_strength, "photo_levels": levels}
-
-    def _people(
-        self, pictures: list[Picture], plan: schedulers.Plan, settings: Settings
-    ) -> "People | None":
-        """The people of a batch, padded; None where there are none."""
-        longest = max(sum(len(person) for person in p.identities) for p in pictures)
-        if longest == 0:
-            return None
-        references = padded_photos(longest)
-        shared = all(same_people(picture, pictures[0]) for picture in pictures)
-        sets = [picture.identities for picture in (pictures[:1] if shared else pictures)]
-        example = next(person for people in sets for person in people)
-
-        def stacked(arrays: list[list[np.ndarray]], like: np.ndarray) -> np.ndarray:
-            out = np.zeros((len(sets), references, *like.shape[1:]), like.dtype)
-            for row, own in zip(out, arrays, strict=True):
-                if own:
-                    joined = np.concatenate(own)
-                    row[: len(joined)] = joined
-            return out
-
-        states, photos = {}, None
-        if self.fusion.options.reference == "clean":
-            for layer in self.fusion.layers:
-                arrays = [[person.states[layer] for person in people] for people in sets]
-                states[layer] = stacked(arrays, example.states[layer])
-        else:
-            arrays = [[person.latents for person in people] for people in sets]
-            photos = stacked(arrays, example.latents)
-
-        strength = np.zeros((len(plan), len(pictures), references), np.float32)
-        owner = np.zeros((len(pictures), references), np.int32)
-        fractions = np.arange(len(plan)) / len(plan)
-        for j, picture in enumerate(pictures):
-            first, until = picture.face_steps
-            active = (fractions >= first) & (fractions < until)
-            factors = np.broadcast_to(picture.face_strength, len(picture.identities))
-            at = 0
-            for i, (person, factor) in enumerate(zip(picture.identities, factors, strict=True)):
-                these = slice(at, at + len(person))
-                strength[:, j, these] = active[:, None] * factor * np.array(person.weights)
-                owner[j, these] = i
-                at += len(person)
-
-        masks = None
-        if pictures[0].masks is not None:
-            identities = padded_photos(max(len(picture.identities) for picture in pictures))
-            size = (settings.height, settings.width)
-            masks = np.zeros((len(pictures), identities, *size), np.float32)
-            for row, picture in zip(masks, pictures, strict=True):
-                assert picture.masks is not None  # `_check_alike`
-                row[: len(picture.masks)] = picture.masks
-
-        factors = np.array(
-            [[p.layer_strength.get(layer, 1.0) for p in pictures] for layer in self.fusion.layers]
-        )
-        return People(states, photos, owner, masks, log_strength(strength), log_strength(factors))
-
-    def _grid(self, settings: Settings) -> tuple[int, int]:
-        factor = self.base.vae_scale_factor
-        return settings.height // factor, settings.width // factor
-
-    # --- what can be wrong -----------------------------------------------------------------------
-
-    def check_settings(self, settings: Settings) -> None:
-        """Raises UserError for a size or a sampler that the base cannot do."""
-        step = self.base.vae_scale_factor * 2 ** (len(self.base.unet.down_block_types) - 1)
-        for name in ("height", "width"):
-            value = getattr(settings, name)
-            if value < step or value % step:
-                nearest = max(round(value / step), 1) * step
-                raise UserError(
-                    f"{name} is {value}; it must be a multiple of {step}, for example {nearest}"
-                )
-        schedulers.plan(self.base.schedule, settings.scheduler, settings.steps)
-
-    def _check_picture(self, picture: Picture, settings: Settings) -> None:
-        if not 0 <= picture.seed <= LARGEST_SEED:
-            raise UserError(f"seed is {picture.seed}; it must be in 0..{LARGEST_SEED}")
-        for name in ("guidance_scale", "face_guidance_scale"):
-            value = getattr(picture, name)
-            if value is not None and not (np.isfinite(value) and value >= 1):
-                raise UserError(f"{name} is {value}; it must be a finite number ≥ 1 (1 is none)")
-        if settings.faces_in_negative and picture.face_guidance_scale is not None:
-            raise UserError(
-                "face_guidance_scale needs a branch without the faces, and faces_in_negative "
-                "leaves none; give one of them"
-            )
-        start, end = picture.face_steps
-        if not 0 <= start <= end <= 1:
-            raise UserError(
-                f"face_steps are {start} to {end}; they must satisfy 0 ≤ from ≤ until ≤ 1"
-            )
-        self._check_prompt(picture.prompt, "the prompt")
-        self._check_prompt(picture.negative_prompt, "the negative prompt")
-        self._check_people(picture, settings)
-        if picture.paint_where is not None:
-            if picture.image is None:
-                raise UserError("paint_where is given without an image to paint in")
-            if not picture.paint_where.any():
-                raise UserError("paint_where is black everywhere: nothing would be painted")
-        if picture.image is not None:
-            schedulers.plan(
-                self.base.schedule, settings.scheduler, settings.steps,
-                image_strength=settings.image_strength,
-            )  # fmt: skip
-        if picture.control_image is not None and self.controlnet is None:
-            raise UserError("a control image is given, but no ControlNet is loaded")
-        if self.controlnet is not None and picture.control_image is None:
-            raise UserError("a ControlNet is loaded, but no control image is given")
-        if not (np.isfinite(picture.control_strength) and picture.control_strength >= 0):
-            raise UserError(
-                f"control_strength is {picture.control_strength}; it must be a finite number ≥ 0"
-            )
-
-    def _check_people(self, picture: Picture, settings: Settings) -> None:
-        if picture.identities and self.fusion_params is None:
-            raise UserError(
-                "identities are given, but no adapter is loaded; pass fusion (--fusion) with a "
-                "run's folder or an exported .safetensors"
-            )
-        for number, person in enumerate(picture.identities):
-            person.check_fits(
-                self.base.fingerprint, self.fusion.options.reference, f"identity {number}"
-            )
-        strengths = np.asarray(picture.face_strength, np.float64)
-        masking.check_strength(strengths, "face_strength")
-        if strengths.ndim and strengths.shape != (len(picture.identities),):
-            raise UserError(
-                f"face_strength has {strengths.size} numbers for {len(picture.identities)} "
-                "identities; give one for each, or one for all"
-            )
-        for layer, factor in picture.layer_strength.items():
-            if layer not in self.fusion.layers:
-                raise UserError(
-                    f"layer_strength names {layer!r}; the layers are "
-                    f"{', '.join(self.fusion.layers)}"
-                )
-            masking.check_strength(factor, f"layer_strength of {layer}")
-        if picture.masks is None:
-            return
-        masking.check_masks(
-            picture.masks,
-            identities=len(picture.identities),
-            height=settings.height,
-            width=settings.width,
-        )
-        for number, mask in enumerate(picture.masks):
-            if not mask.any():
-                raise UserError(
-                    f"mask {number} is empty: its person would have no place; give it some pixels "
-                    "or leave the person out"
-                )
-            others = np.delete(picture.masks, number, 0).max(0, initial=0)
-            if (np.minimum(mask, 1 - others) <= 0).all():
-                warnings.warn(
-                    f"mask {number} lies within the others' masks: its person is not seen there, "
-                    "for where masks overlap no face is",
-                    stacklevel=5,
-                )
-
-    def _check_attention_share(self, pictures: Sequence[Picture]) -> None:
-        if self.fusion.options.fusion != "concat" or self.fusion.options.reference != "clean":
-            raise UserError(
-                "attention shares exist for adapters with fusion='concat' and reference='clean'"
-            )
-        if not all(picture.identities for picture in pictures):
-            raise UserError("attention shares are asked for, but a picture shows no identity")
-        if any(picture.control_image is not None for picture in pictures):
-            raise UserError("attention shares do not see a ControlNet; leave one of them out")
-
-    @staticmethod
-    def _check_alike(pictures: Sequence[Picture]) -> None:
-        """Pictures of one batch either all have masks, images and so on, or none has."""
-        for name in ("masks", "image", "control_image"):
-            given = {getattr(picture, name) is not None for picture in pictures}
-            if len(given) > 1:
-                raise UserError(f"some pictures have {name} and some do not; paint them separately")
-
-    def _check_prompt(self, prompt: str, name: str) -> None:
-        """Warns of a prompt that the text encoder cannot take in whole."""
-        longest = self.base.text_encoder.config.max_position_embeddings
-        ids = self.base.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
-        if len(ids) > longest:
-            cut = self.base.tokenizer.decode(ids[longest - 1 : -1]).strip()
-            warnings.warn(
-                f"{name} is longer than {longest - 2} tokens; left out: “{cut}”", stacklevel=5
-            )
+show_options(FusionPipeline.__call__)

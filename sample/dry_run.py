@@ -41,7 +41,7 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
         raise UserError("--dry-run does not know what a ControlNet needs; leave --controlnet out")
     chosen = target(name) if name else None
     devices = chosen.devices if chosen else jax.local_devices()
-    batch = even_batch(job.num_images, batch_size or BATCH_PER_DEVICE * len(devices))
+    batch = even_batch(job.num_images_per_prompt, batch_size or BATCH_PER_DEVICE * len(devices))
     images = -(-batch // len(devices))
     devices = devices[: -(-batch // images)]  # each has work
     dtype = job.dtype or default_dtype(devices)
@@ -59,7 +59,7 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
         photos=photos,
         height=height,
         width=width,
-        steps=job.steps,
+        steps=job.num_inference_steps,
         scheduler=job.scheduler,
     )
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pipe.runner.params))
@@ -83,7 +83,7 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
         table(needs, chosen, in_16_bits=in_16_bits),
     ]
     if chosen is not None:
-        rows = len(plan(pipe.base.schedule, job.scheduler, job.steps))
+        rows = len(plan(pipe.base.schedule, job.scheduler, job.num_inference_steps))
         told = to_expect(needs, chosen.chip, rows=rows, photos=photos, in_16_bits=in_16_bits)
         lines += ["", told]
     return "\n".join(lines)

@@ -35,7 +35,8 @@ from fusionjax.files import whole_file
 from sample.job import Job
 
 _CHUNK = "fusionjax"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)  # 1 has some names of old
 _PARTS = ("job", "files", "models")
 _LONGEST_NAME = 200
 
@@ -66,7 +67,7 @@ def read_scene(path: Path) -> Job:
         raise UserError(f"{path}: {error}") from None
 
 
-class Request(NamedTuple):
+class Row(NamedTuple):
     """One row of a requests file.
 
     Attributes:
@@ -84,7 +85,7 @@ class Request(NamedTuple):
     error: str | None = None
 
 
-def read_requests(path: Path, within: Job) -> Iterator[Request]:
+def read_requests(path: Path, within: Job) -> Iterator[Row]:
     """Reads a requests file: one job in JSON a line.
 
     Args:
@@ -121,9 +122,9 @@ def read_requests(path: Path, within: Job) -> Iterator[Request]:
                     if key in values:
                         raise UserError(f"{key} is the same for all rows; give it as --{key}")
                 job = Job.from_mapping(values, folder=path.parent, within=within)
-                yield Request(number, name, digest, job)
+                yield Row(number, name, digest, job)
             except UserError as error:
-                yield Request(number, name, digest, None, str(error))
+                yield Row(number, name, digest, None, str(error))
 
 
 def read_picture(path: Path) -> Job:
@@ -182,22 +183,22 @@ def _read_about(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"{path} does not say how it was painted; it was not painted here"
         ) from None
-    if version != _VERSION:
+    if version not in _READABLE:
         raise UserError(
-            f"{path} tells how it was painted in version {version} of its text, and only version "
-            f"{_VERSION} is known here; use the program that painted it"
+            f"{path} tells how it was painted in version {version} of its text, and only versions "
+            f"up to {_VERSION} are known here; use the program that painted it"
         )
     return parts
 
 
 def write_picture(
-    path: Path, image: Any, job: Job, sums: dict[str, str], models: dict[str, str]
+    path: Path, pixels: Any, job: Job, sums: dict[str, str], models: dict[str, str]
 ) -> None:
     """Writes a picture with its story, all or nothing.
 
     Args:
         path: the PNG to write.
-        image: a Pillow image.
+        pixels: grey levels, [H, W, 3].
         job: for this one picture.
         sums: `checksums(job)`.
         models: the fingerprint of each part's weights.
@@ -205,6 +206,7 @@ def write_picture(
     Raises:
         UserError: if it cannot be written.
     """
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
@@ -214,7 +216,7 @@ def write_picture(
         text.add_itxt("Description", job.prompt)
     try:
         with whole_file(path) as beside:
-            image.save(beside, "PNG", pnginfo=text)
+            Image.fromarray(pixels).save(beside, "PNG", pnginfo=text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -222,7 +224,7 @@ def write_picture(
 def checksums(job: Job) -> dict[str, str]:
     """Checksums of the photos and pictures that a job names, by path."""
     files = [path for person in job.people for path in (*person.faces, person.mask) if path]
-    files += [path for path in (job.image, job.paint_where, job.control_image) if path]
+    files += [path for path in (job.image, job.mask_image, job.control_image) if path]
     return {path: checksum(path) for path in files}
 
 

@@ -1,11 +1,11 @@
-"""What is to be painted, as plain values: the same keys on the command line, in a scene file, in a
-row of requests, and in the text that every picture carries.
+"""What is to be generated, as plain values: the same keys on the command line, in a scene file, in
+a row of requests, and in the text that every image carries.
 
-Everything that can be checked without loading a model is checked here.
+Everything that can be checked without loading a model is checked here. An option is a field: of
+`fusionjax.options.Description` or `Settings`, if Python users have it too, else of `Job`.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -13,40 +13,62 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from fusionjax.errors import UserError
-from fusionjax.options import CROPS, DTYPES, SCHEDULERS, not_one_of
+from fusionjax.options import (
+    CROPS,
+    DTYPES,
+    HOW,
+    LARGEST_SEED,
+    MODELS,
+    START,
+    WHO,
+    Description,
+    Settings,
+    check_guidance,
+    check_number,
+    check_options,
+    current_name,
+    option,
+    shortened,
+    unknown_name,
+)
 
-_FILE = {"kind": "file"}
-_ONE_PERSON = ("faces", "weights", "fresh", "looks")
-_LONGEST_SIDE = 8192
-_LARGEST_SEED = 2**32 - 1
 BATCH_PER_DEVICE = 4
-"""Pictures painted at once on each device, unless told otherwise."""
+"""Images generated at once on each device, unless told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """One person of a picture.
+    """One person of an image.
 
     Attributes:
         faces: photos, identity files (`.safetensors`), or both; several are one person, or a
             mixture.
         weights: λ of each of `faces`, multiplied with the strength; empty is 1 for each.
-        fresh: or the number of a person who does not exist: the base model paints their portrait,
+        fresh: or the number of a person who does not exist: the base model makes their portrait,
             from this seed, and the portrait is their photo. The same number is the same person
-            in every picture.
+            in every image.
         looks: what a fresh person looks like; empty leaves it to the seed.
-        strength: λ of this person, multiplied with the picture's `face_strength`.
-        box: where the person is: left, top, right, bottom as fractions of the picture.
+        strength: λ of this person, multiplied with the image's `face_strength`.
+        box: where the person is: left, top, right, bottom as fractions of the image.
         mask: or a picture that is white where the person is.
     """
 
-    faces: tuple[str, ...] = dataclasses.field(default=(), metadata=_FILE)
-    weights: tuple[float, ...] = ()
-    fresh: int | None = None
-    looks: str = ""
+    faces: tuple[str, ...] = option(
+        (), "photos of one person, or identity files", group=WHO, flags=("--face",), path="file",
+        metavar="FILE",
+    )  # fmt: skip
+    weights: tuple[float, ...] = option(
+        (), "a weight for each file; files of several people are mixed", group=WHO,
+        flags=("--face-weights",), limits=(0, math.inf), metavar="λ",
+    )  # fmt: skip
+    fresh: int | None = option(
+        None, "a person who does not exist; each number is another person", group=WHO,
+        flags=("--fresh-face",), limits=(0, LARGEST_SEED), metavar="NUMBER",
+    )  # fmt: skip
+    looks: str = option("", "what the fresh person looks like", group=WHO, metavar="TEXT")
     strength: float = 1.0
     box: tuple[float, ...] = ()
-    mask: str | None = dataclasses.field(default=None, metadata=_FILE)
+    mask: str | None = dataclasses.field(default=None, metadata={"path": "file"})
 
     def __post_init__(self) -> None:
         if self.fresh is None:
@@ -59,121 +81,82 @@ class Person:
                 )
         elif self.faces:
             raise UserError("a person has faces and is fresh; give one of them")
-        else:
-            _check_number("fresh", self.fresh, 0, _LARGEST_SEED)
+        check_options(self)
+        check_number("a person's strength", self.strength, 0)
         if self.weights and len(self.weights) != len(self.faces):
             raise UserError(f"{len(self.weights)} weights for {len(self.faces)} faces")
-        for value in (*self.weights, self.strength):
-            _check_number("a face's weight or strength", value, 0, math.inf)
         if self.box and self.mask:
             raise UserError("a person has a box and a mask; give one of them")
         if self.box and len(self.box) != 4:
             raise UserError(f"box has {len(self.box)} numbers; it needs left, top, right, bottom")
 
 
+_ONE_PERSON = tuple(
+    f.name for f in dataclasses.fields(Person) if f.metadata.get("flags") is not None
+)
+
+
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """Pictures of one description. None leaves the choice to the base model or the device.
+class Job(Settings, Description):
+    """Images of one description. None leaves the choice to the base model or the device."""
 
-    Attributes:
-        base: the base model: a diffusers folder, a checkpoint file, or a hub id.
-        fusion: the adapter: a run's folder or an exported `.safetensors`.
-        vae: another VAE for the base.
-        lora: LoRA files to merge into the base, each as FILE or FILE:STRENGTH.
-        controlnet: a ControlNet: a diffusers folder, a file, or a hub id.
-        dtype: type of weights and computation.
-        prompt: what is seen.
-        negative_prompt: what is not.
-        people: who is in the picture.
-        crop: how photos are cut.
-        num_images: pictures to paint.
-        seed: of the first picture; the next have the next numbers.
-        steps: noise levels to visit.
-        scheduler: the sampler.
-        guidance_scale: of the classifier-free guidance.
-        face_guidance_scale: guides by the faces separately.
-        face_strength: λ of all faces.
-        face_steps: from which to which share of the steps the faces act.
-        layer_strength: factors on λ by layer.
-        faces_in_negative: show the faces to the guidance's negative branch too.
-        height: in pixels.
-        width: in pixels.
-        image: a picture to start from.
-        image_strength: how far to leave it.
-        paint_where: a mask picture: white is painted anew.
-        control_image: the ControlNet's input.
-        control_strength: a factor on its answer.
-    """
-
-    base: str | None = dataclasses.field(default=None, metadata={"kind": "source"})
-    fusion: str | None = dataclasses.field(default=None, metadata={"kind": "source"})
-    vae: str | None = dataclasses.field(default=None, metadata={"kind": "source"})
-    lora: tuple[str, ...] = dataclasses.field(default=(), metadata={"kind": "source"})
-    controlnet: str | None = dataclasses.field(default=None, metadata={"kind": "source"})
-    dtype: str | None = dataclasses.field(default=None, metadata={"choices": DTYPES})
-    prompt: str | None = None
-    negative_prompt: str = ""
     people: tuple[Person, ...] = ()
-    crop: str = dataclasses.field(default="auto", metadata={"choices": CROPS})
-    num_images: int = 1
-    seed: int = 0
-    steps: int = 30
-    scheduler: str = dataclasses.field(default="dpmpp_2m", metadata={"choices": SCHEDULERS})
-    guidance_scale: float | None = None
-    face_guidance_scale: float | None = None
-    face_strength: float = 1.0
-    face_steps: tuple[float, ...] = (0.0, 1.0)
-    layer_strength: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    faces_in_negative: bool = False
-    height: int | None = None
-    width: int | None = None
-    image: str | None = dataclasses.field(default=None, metadata=_FILE)
-    image_strength: float = 0.8
-    paint_where: str | None = dataclasses.field(default=None, metadata=_FILE)
-    control_image: str | None = dataclasses.field(default=None, metadata=_FILE)
-    control_strength: float = 1.0
+    crop: str = option(
+        "auto", "how photos are cut: around the face (auto) or not (none)", group=WHO,
+        choices=CROPS, metavar="auto|none",
+    )  # fmt: skip
+    face_strength: float = option(
+        1.0, "how strong the faces are: 0 is the base model, 1 as trained", group=WHO,
+        limits=(0, math.inf), metavar="λ",
+    )  # fmt: skip
+    num_images_per_prompt: int = option(
+        1, "images to generate", group=HOW, limits=(1, 10_000), metavar="N",
+        flags=("--num-images-per-prompt", "--num-images"),
+    )  # fmt: skip
+    base: str | None = option(
+        None, "diffusers folder, checkpoint file, or hub id (default: the one that --fusion was "
+        "trained on)", group=MODELS, path="source", metavar="SOURCE",
+    )  # fmt: skip
+    fusion: str | None = option(
+        None, "the adapter: a run's folder or an exported .safetensors (default: the embedded one)",
+        group=MODELS, path="source", metavar="SOURCE",
+    )  # fmt: skip
+    vae: str | None = option(
+        None, "another VAE for the base", group=MODELS, path="source", metavar="SOURCE"
+    )
+    lora: tuple[str, ...] = option(
+        (), "LoRA files to merge: FILE or FILE:STRENGTH", group=MODELS, path="source",
+        metavar="FILE",
+    )  # fmt: skip
+    dtype: str | None = option(
+        None, f"type of weights and computation, one of {', '.join(DTYPES)} (default: a 16-bit "
+        "type on accelerators, float32 on a CPU)", group=MODELS, choices=DTYPES, metavar="NAME",
+    )  # fmt: skip
+    image: str | None = option(
+        None, "the image to start from", group=START, path="file", metavar="FILE"
+    )
+    mask_image: str | None = option(
+        None, "paint --image anew only where this is white", group=START, path="file",
+        flags=("--mask-image", "--paint-where"), metavar="FILE",
+    )  # fmt: skip
+    controlnet: str | None = option(
+        None, "diffusers folder, file, or hub id", group=START, path="source", metavar="SOURCE"
+    )
+    control_image: str | None = option(
+        None, "the ControlNet's input, such as a depth map", group=START, path="file",
+        metavar="FILE",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            choices, value = field.metadata.get("choices"), getattr(self, field.name)
-            if choices and value is not None and value not in choices:
-                raise UserError(not_one_of(field.name, value, choices))
-        _check_number("num_images", self.num_images, 1, 10_000)
-        _check_number("steps", self.steps, 1, 999)
-        # The last picture's seed must be one too.
-        _check_number("seed", self.seed, 0, _LARGEST_SEED - (self.num_images - 1))
-        _check_number("face_strength", self.face_strength, 0, math.inf)
-        _check_number("control_strength", self.control_strength, 0, math.inf)
-        for name in ("guidance_scale", "face_guidance_scale"):
-            if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name), 1, math.inf)
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value is not None:
-                _check_number(name, value, 8, _LONGEST_SIDE)
-                if value % 8:
-                    raise UserError(
-                        f"{name} is {value}; it must be a multiple of 8, for example "
-                        f"{max(round(value / 64), 1) * 64}"
-                    )
-        if len(self.face_steps) != 2 or not 0 <= self.face_steps[0] <= self.face_steps[1] <= 1:
-            raise UserError(
-                f"face_steps is {' '.join(map(str, self.face_steps))}; it must be two numbers "
-                "with 0 ≤ from ≤ until ≤ 1"
-            )
-        if not 0 < self.image_strength <= 1:
-            raise UserError(f"image_strength is {self.image_strength}; it must be in (0, 1]")
-        if self.paint_where and not self.image:
-            raise UserError("paint_where is given without image; name the picture to paint in")
-        if self.faces_in_negative and self.face_guidance_scale is not None:
-            raise UserError(
-                "face_guidance_scale guides away from a picture without the faces, and "
-                "faces_in_negative shows them there too; give one of them"
-            )
+        Description.__post_init__(self)
+        Settings.__post_init__(self)
+        check_guidance(self, self)
+        # The last image's seed must be one too.
+        check_number("seed", self.seed, 0, LARGEST_SEED - (self.num_images_per_prompt - 1))
+        if self.mask_image and not self.image:
+            raise UserError("mask_image is given without image; name the image to paint in")
         if self.control_image and not self.controlnet:
             raise UserError("control_image is given without controlnet; name the ControlNet")
-        for layer, factor in self.layer_strength.items():
-            _check_number(f"layer_strength of {layer}", factor, 0, math.inf)
         placed = [bool(person.box or person.mask) for person in self.people]
         if any(placed) and not all(placed):
             raise UserError(
@@ -199,7 +182,7 @@ class Job:
         Raises:
             UserError: for an unknown key, a value of another type, or a missing file.
         """
-        values = dict(values)
+        values = _by_current_name(values)
         person = {name: values.pop(name) for name in _ONE_PERSON if name in values}
         if person:
             if "people" in values:
@@ -246,19 +229,24 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
     read = {}
     for name, value in values.items():
         if name not in fields:
-            close = difflib.get_close_matches(str(name), [*fields, *_ONE_PERSON], 1)
-            raise UserError(
-                f"{name!r} is not known; "
-                + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}")
-            )
+            raise UserError(unknown_name(str(name), [*fields, *_ONE_PERSON]))
         if name == "people":
             continue
         read[name] = _typed(name, value, fields[name].type)
-        kind = fields[name].metadata.get("kind")
+        kind = fields[name].metadata.get("path")
         if kind == "file":
             read[name] = _each(read[name], lambda path: _existing(path, folder))
         elif kind == "source":  # may also be the name of something on a hub
             read[name] = _each(read[name], lambda path: _if_existing(path, folder))
+    return read
+
+
+def _by_current_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        if current_name(name) in read:
+            raise UserError(f"{current_name(name)} is given twice, also as {name}")
+        read[current_name(name)] = value
     return read
 
 
@@ -283,7 +271,7 @@ def _located(path: str, folder: Path | None) -> Path:
         found.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, nobody's home, a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{_shortened(path, 80)!r} is no file's name ({reason})") from None
+        raise UserError(f"{shortened(path, 80)!r} is no file's name ({reason})") from None
     return found
 
 
@@ -321,18 +309,6 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if not fits:
         raise UserError(f"{name} is {value!r}; it must be {words[kind]}")
     return float(value) if kind is float else value
-
-
-def _check_number(name: str, value: float, low: float, high: float) -> None:
-    # Python compares whole numbers of any size, but does not make them floating-point ones.
-    if not low <= value <= high or value == math.inf:
-        limits = f"≥ {low:g}" if math.isinf(high) else f"in {low:.10g}..{high:.10g}"
-        told = f"{value:g}" if isinstance(value, float) else _shortened(str(value))
-        raise UserError(f"{name} is {told}; it must be {limits}")
-
-
-def _shortened(text: str, most: int = 20) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _to_json(value: Any, full: bool) -> Any:

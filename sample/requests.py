@@ -1,4 +1,4 @@
-"""Paints a file of requests, row by row, and goes on where it stopped."""
+"""Generates a file of requests, row by row, and goes on where it stopped."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusionjax.embedded import MINI_GUIDANCE
 from fusionjax.errors import UserError
+from fusionjax.options import Settings
 from sample import formats as files
 from sample.job import BATCH_PER_DEVICE, Job
 from sample.options import Options
@@ -17,115 +18,117 @@ from sample.progress import Bar, duration
 from sample.studio import Studio, is_embedded
 
 if TYPE_CHECKING:
-    from fusionjax.generation.request import Picture, Settings
+    from fusionjax.generation.request import Request
 
 
 class _Waiting(NamedTuple):
-    """A picture of a request that waits for others of its shape."""
+    """An image of a row that waits for others of its shape."""
 
-    request: files.Request
+    row: files.Row
     number: int
-    picture: "Picture"
+    request: "Request"
     job: Job
 
 
 def run_requests(options: Options, within: Job) -> int:
+    """Generates what a file of requests asks for.
+
+    Args:
+        options: the command line.
+        within: its job.
+
+    Returns:
+        The exit status: 0, or 1 if rows failed.
+
+    Raises:
+        UserError: if the file or the models cannot be used.
+    """
+    from fusionjax.generation.scene import batch_key
+
     assert options.requests is not None
     if is_embedded(within) and within.guidance_scale is None:
         within = dataclasses.replace(within, guidance_scale=MINI_GUIDANCE)
-    requests = list(files.read_requests(options.requests, within))
-    if not requests:
+    rows = list(files.read_requests(options.requests, within))
+    if not rows:
         raise UserError(f"{options.requests} holds no requests")
     options.output.mkdir(parents=True, exist_ok=True)
     log = _Results(options.output / "results.jsonl")
-    todo = [request for request in requests if not log.is_done(request)]
+    todo = [row for row in rows if not log.is_done(row)]
     bar = Bar(None if options.quiet else sys.stderr)
-    bar.say(f"{len(requests) - len(todo)} of {len(requests)} rows are done already")
+    bar.say(f"{len(rows) - len(todo)} of {len(rows)} rows are done already")
     bad = 0
     # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
-    studio = Studio(within, options, bar) if any(r.job for r in todo) else None
+    studio = Studio(within, options, bar) if any(row.job for row in todo) else None
     batch = options.batch_size or BATCH_PER_DEVICE * (studio.devices if studio else 1)
     waiting: dict[Any, list[_Waiting]] = {}
     began = time.perf_counter()
 
-    def fail(request: files.Request, reason: str) -> None:
+    def fail(row: files.Row, reason: str) -> None:
         nonlocal bad
         bad += 1
-        print(f"row {request.number}: {reason}", file=sys.stderr)
-        log.write(request, error=reason)
+        print(f"row {row.number}: {reason}", file=sys.stderr)
+        log.write(row, error=reason)
 
-    def paint(settings: "Settings", group: list[_Waiting], batch: int) -> None:
+    def generate(settings: Settings, group: list[_Waiting], batch: int) -> None:
         assert studio is not None
         try:
-            for request in _paint_group(studio, settings, group, batch, options, log):
-                fail(request, "its picture is not finite; use --dtype float32 or less guidance")
-        except UserError as error:  # the other groups may still be painted
-            for request in {item.request.number: item.request for item in group}.values():
-                if log.expects(request):
-                    fail(request, str(error))
+            for row in _generate_group(studio, settings, group, batch, options, log):
+                fail(row, "its image is not finite; use --dtype float32 or less guidance")
+        except UserError as error:  # the other groups may still succeed
+            for row in {item.row.number: item.row for item in group}.values():
+                if log.expects(row):
+                    fail(row, str(error))
         left = len(todo) - log.written
         seconds = (time.perf_counter() - began) / max(log.written, 1) * left
         bar.say(f"{log.written}/{len(todo)} rows" + (f", {duration(seconds)} left" if left else ""))
 
-    for request in todo:
+    for row in todo:
         try:
-            if request.job is None or studio is None:
-                raise UserError(request.error or "")
-            if request.job.prompt is None:
-                raise UserError("what shall be painted? The row has no prompt")
-            job, settings = studio.settled(request.job)
-            pictures = studio.pictures(job, settings)
+            if row.job is None or studio is None:
+                raise UserError(row.error or "")
+            if row.job.prompt is None:
+                raise UserError("what shall be seen? The row has no prompt")
+            job, settings = studio.resolved(row.job)
+            requests = studio.requests(job, settings)
         except UserError as error:
-            fail(request, str(error))
+            fail(row, str(error))
             continue
-        log.expect(request, len(pictures))
-        group = waiting.setdefault((settings, _shape_of(pictures[0])), [])
-        for index, picture in enumerate(pictures):
-            own = dataclasses.replace(job, seed=picture.seed, num_images=1)
-            group.append(_Waiting(request, index, picture, own))
+        log.expect(row, len(requests))
+        group = waiting.setdefault((settings, batch_key(requests[0], settings)), [])
+        for index, request in enumerate(requests):
+            own = dataclasses.replace(job, seed=request.seed, num_images_per_prompt=1)
+            group.append(_Waiting(row, index, request, own))
             if len(group) == batch:
-                paint(settings, group, batch)
+                generate(settings, group, batch)
                 group.clear()
     for (settings, _), group in waiting.items():
         if group:
             # Few shapes of the rest, so that little is compiled for it.
-            paint(settings, group, min(batch, 1 << (len(group) - 1).bit_length()))
+            generate(settings, group, min(batch, 1 << (len(group) - 1).bit_length()))
     if bad:
-        print(f"{bad} of {len(requests)} rows could not be painted", file=sys.stderr)
+        print(f"{bad} of {len(rows)} rows failed", file=sys.stderr)
     return 1 if bad else 0
 
 
-def _shape_of(picture: "Picture") -> tuple[Any, ...]:
-    """What decides, besides the settings, which pictures can be painted together."""
-    references = sum(len(person) for person in picture.identities)
-    return (
-        1 << max(references - 1, 0).bit_length() if references else 0,
-        picture.masks is not None,
-        picture.image is not None,
-        picture.control_image is not None,
-        1 if picture.guidance_scale == 1 else 2 if picture.face_guidance_scale is None else 3,
-    )
-
-
-def _paint_group(
+def _generate_group(
     studio: Studio,
-    settings: "Settings",
+    settings: Settings,
     group: list[_Waiting],
     batch: int,
     options: Options,
     log: "_Results",
-) -> Iterator[files.Request]:
-    """Paints and writes pictures; yields the requests whose pictures are not finite, once each."""
-    for i, image, _ in studio.painted([item.picture for item in group], settings, batch):
-        item = group[i]
-        if image is None:
-            if log.expects(item.request):
-                yield item.request
+) -> Iterator[files.Row]:
+    """Generates and writes images; yields the rows whose images are not finite, once each."""
+    done = studio.generate([item.request for item in group], settings, batch)
+    for item, image in zip(group, done, strict=True):
+        if image.pixels is None:
+            if log.expects(item.row):
+                yield item.row
             continue
-        path = options.output / f"{item.request.name}_{item.number:03d}.png"
+        path = options.output / f"{item.row.name}_{item.number:03d}.png"
         sums = files.checksums(item.job)
-        files.write_picture(path, image, item.job, sums, studio.pipe.fingerprints)
-        log.painted(item.request, item.number, path.name, item.job.seed)
+        files.write_picture(path, image.pixels, item.job, sums, studio.pipe.fingerprints)
+        log.painted(item.row, item.number, path.name, item.job.seed)
 
 
 class _Results:
@@ -148,37 +151,37 @@ class _Results:
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
-    def is_done(self, request: files.Request) -> bool:
-        about = self._lines.get(request.name, {})
+    def is_done(self, row: files.Row) -> bool:
+        about = self._lines.get(row.name, {})
         return (
-            about.get("request") == request.digest
+            about.get("request") == row.digest
             and "pictures" in about
             and all((self._path.parent / name).is_file() for name in about["pictures"])
         )
 
-    def expect(self, request: files.Request, pictures: int) -> None:
-        self._expected[request.number] = pictures
+    def expect(self, row: files.Row, pictures: int) -> None:
+        self._expected[row.number] = pictures
 
-    def expects(self, request: files.Request) -> bool:
+    def expects(self, row: files.Row) -> bool:
         """Whether the row's line is still to be written."""
-        return request.number in self._expected
+        return row.number in self._expected
 
-    def painted(self, request: files.Request, index: int, name: str, seed: int) -> None:
-        pending = self._pending.setdefault(request.number, [])
+    def painted(self, row: files.Row, index: int, name: str, seed: int) -> None:
+        pending = self._pending.setdefault(row.number, [])
         pending.append((index, name, seed))
-        if len(pending) == self._expected.get(request.number):
+        if len(pending) == self._expected.get(row.number):
             pending.sort()
             self.write(
-                request,
+                row,
                 pictures=[name for _, name, _ in pending],
                 seeds=[seed for *_, seed in pending],
             )
 
-    def write(self, request: files.Request, **result: Any) -> None:
-        about = {"row": request.number, "id": request.name, "request": request.digest, **result}
+    def write(self, row: files.Row, **result: Any) -> None:
+        about = {"row": row.number, "id": row.name, "request": row.digest, **result}
         self.written += 1
-        self._expected.pop(request.number, None)
-        if self._lines.get(request.name) == about:
+        self._expected.pop(row.number, None)
+        if self._lines.get(row.name) == about:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(about, ensure_ascii=False) + "\n")

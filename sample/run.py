@@ -1,4 +1,4 @@
-"""Paints a job or a file of requests, and writes what belongs to it."""
+"""Generates a job, or a file of requests, and writes what belongs to it."""
 
 import dataclasses
 import sys
@@ -20,7 +20,7 @@ def run(options: Options) -> int:
         options: the command line.
 
     Returns:
-        The exit status: 0, or 1 if pictures or rows of a requests file could not be painted.
+        The exit status: 0, or 1 if images, or rows of a requests file, failed.
 
     Raises:
         UserError: if something is wrong.
@@ -66,13 +66,15 @@ def _run_job(options: Options, job: Job) -> int:
     watch = Stopwatch()
     bar = Bar(None if options.quiet else sys.stderr)
     studio = Studio(job, options, bar)
+    from PIL import Image  # here: `--help` and wrong words need no models
+
     models = studio.pipe.fingerprints
     if options.source is not None and not {"base", "fusion", "lora"} & options.given.keys():
         files.check_models(options.source, models)
-    job, settings = studio.settled(job)
+    job, settings = studio.resolved(job)
     if options.depth_from is not None:
         job = studio.with_depth(job, options)
-    pictures = studio.pictures(job, settings)
+    requests = studio.requests(job, settings)
     people = studio.people(job)
     if options.save_identity is not None:
         people[0].save(options.save_identity)
@@ -81,35 +83,34 @@ def _run_job(options: Options, job: Job) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     first = files.next_number(options.output)
     sums = files.checksums(job)
-    painted, shares = [], []
-    batch = even_batch(len(pictures), options.batch_size or BATCH_PER_DEVICE * studio.devices)
-    for index, image, share in studio.painted(
-        pictures, settings, batch, attention_share=options.attention_share
-    ):
-        if image is None:
+    images, shares = [], []
+    batch = even_batch(len(requests), options.batch_size or BATCH_PER_DEVICE * studio.devices)
+    done = studio.generate(requests, settings, batch, attention_share=options.attention_share)
+    for index, each in enumerate(done):
+        if each.pixels is None:
             continue
-        own = dataclasses.replace(job, seed=pictures[index].seed, num_images=1)
+        own = dataclasses.replace(job, seed=requests[index].seed, num_images_per_prompt=1)
         path = options.output / f"{first + index:04d}_seed{own.seed}.png"
-        files.write_picture(path, image, own, sums, models)
+        files.write_picture(path, each.pixels, own, sums, models)
         print(path)
-        painted.append(image)
-        if share is not None:
-            shares.append(share)
-            write_share(path, image, share, job, people)
+        images.append(Image.fromarray(each.pixels))
+        if each.attention_share is not None:
+            shares.append(each.attention_share)
+            write_share(path, images[-1], each.attention_share, job, people)
 
-    if missing := len(pictures) - len(painted):
-        print(f"{missing} of {len(pictures)} pictures could not be painted", file=sys.stderr)
-    if not painted:
+    if missing := len(requests) - len(images):
+        print(f"{missing} of {len(requests)} images are not finite", file=sys.stderr)
+    if not images:
         return 1
 
     from sample.sheet import contact_sheet
 
     sheet = options.output / f"{first:04d}_sheet.png"
-    contact_sheet([thumbnails(person) for person in people], painted).save(sheet)
+    contact_sheet([thumbnails(person) for person in people], images).save(sheet)
     print(sheet)
     if shares:
         print_shares(shares, job, people)
-    bar.say(f"{len(painted)} picture{'s' * (len(painted) > 1)} in {watch}")
+    bar.say(f"{len(images)} image{'s' * (len(images) > 1)} in {watch}")
     return 1 if missing else 0
 
 

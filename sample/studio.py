@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fusionjax.embedded import MINI_FACE, MINI_GUIDANCE, MINI_PROMPT, is_mini
-from fusionjax.errors import NotFiniteWarning, UserError
+from fusionjax.errors import UserError
+from fusionjax.options import Description, Settings
 from sample import formats as files
 from sample.job import Job, Person
 from sample.options import Options
 from sample.progress import Bar, Stopwatch
 
 if TYPE_CHECKING:
-    from fusionjax.generation.request import Picture, Settings
+    from fusionjax.generation.generate import Generated
+    from fusionjax.generation.request import Request
     from fusionjax.identity import Identity
 
 _PEOPLE_BYTES = 2**31  # of encoded people are kept for the next request
@@ -32,21 +34,21 @@ def is_embedded(job: Job) -> bool:
 
 
 def with_embedded_face(job: Job, given: dict[str, Any]) -> Job:
-    """The embedded model paints an embedded person, unless somebody or nobody is named."""
+    """The embedded model shows an embedded person, unless somebody or nobody is named."""
     if is_embedded(job) and not job.people and "people" not in given:
         job = dataclasses.replace(job, people=(Person(faces=(str(MINI_FACE),)),))
     return job
 
 
 def completed(job: Job) -> Job:
-    """The job with what the embedded model paints by default; nothing is added to another's."""
+    """The job with what the embedded model shows by default; nothing is added to another's."""
     if is_embedded(job):
         if job.prompt is None:
             job = dataclasses.replace(job, prompt=MINI_PROMPT)
         if job.guidance_scale is None:
             job = dataclasses.replace(job, guidance_scale=MINI_GUIDANCE)
     if job.prompt is None:
-        raise UserError("what shall be painted? Give a prompt (--prompt)")
+        raise UserError("what shall be seen? Give a prompt (--prompt)")
     return job
 
 
@@ -83,53 +85,40 @@ class Studio:
 
     @property
     def devices(self) -> int:
-        """How many devices paint."""
+        """How many devices are at work."""
         return len(self.pipe.runner.devices)
 
-    def settled(self, job: Job) -> tuple[Job, "Settings"]:
+    def resolved(self, job: Job) -> tuple[Job, Settings]:
         """The job with the values that the base model decides, and the pipeline's settings."""
         import jax.numpy as jnp
 
-        from fusionjax.generation.request import Picture, Settings
+        from fusionjax.generation.request import Request
 
         job = dataclasses.replace(
             job,
             height=job.height or self.pipe.photo_side,
             width=job.width or self.pipe.photo_side,
             dtype=jnp.dtype(self.pipe.base.unet.dtype).name,
-            guidance_scale=job.guidance_scale or Picture.guidance_scale,
+            guidance_scale=job.guidance_scale or Request.guidance_scale,
         )
-        assert job.height is not None
-        assert job.width is not None
-        settings = Settings(
-            height=job.height,
-            width=job.width,
-            steps=job.steps,
-            scheduler=job.scheduler,
-            image_strength=job.image_strength,
-            faces_in_negative=job.faces_in_negative,
-        )
-        return job, settings
+        return job, Settings(**_part(job, Settings))
 
-    def pictures(self, job: Job, settings: "Settings") -> list["Picture"]:
-        """The pictures of a settled job, checked.
+    def requests(self, job: Job, settings: Settings) -> list["Request"]:
+        """A request for each image of a resolved job, checked.
 
         Raises:
-            UserError: if something is wrong, before anything is compiled for painting.
+            UserError: if something is wrong, before anything is compiled for it.
         """
-        from fusionjax.generation.request import Picture, box_mask, fit_image, fit_mask
+        from fusionjax.generation.request import Request, box_mask, fit_image, fit_mask
 
-        size = (settings.width, settings.height)
-
-        def grey(path: str | None) -> Any:
-            return fit_mask(path, size) if path else None
-
+        height, width = settings.size
+        size = (width, height)
         masks: list[Any] = []
         for person in job.people:
             if person.box:
-                masks.append(box_mask(person.box, settings.height, settings.width))
+                masks.append(box_mask(person.box, height, width))
             elif person.mask:
-                masks.append(grey(person.mask))
+                masks.append(fit_mask(person.mask, size))
                 if not masks[-1].any():
                     raise UserError(
                         f"{person.mask} is black everywhere: its person would have no place"
@@ -140,18 +129,11 @@ class Studio:
                 "faces out"
             )
         # Everything that needs no photo is checked before the first photo is looked at.
-        nobody = Picture(
-            prompt=job.prompt or "",
-            negative_prompt=job.negative_prompt,
-            face_steps=(job.face_steps[0], job.face_steps[1]),
-            layer_strength=job.layer_strength,
-            seed=job.seed,
-            guidance_scale=job.guidance_scale or Picture.guidance_scale,
-            face_guidance_scale=job.face_guidance_scale,
+        nobody = Request(
+            **{**_part(job, Description), "prompt": job.prompt or ""},
             image=fit_image(job.image, size) * 2 - 1 if job.image else None,
-            paint_where=grey(job.paint_where),
+            mask_image=fit_mask(job.mask_image, size) if job.mask_image else None,
             control_image=fit_image(job.control_image, size) if job.control_image else None,
-            control_strength=job.control_strength,
         )
         self.pipe.check(nobody, settings)
         import numpy as np
@@ -164,7 +146,8 @@ class Studio:
         )
         # Long prompts were warned of already.
         self.pipe.check(dataclasses.replace(first, prompt="", negative_prompt=""), settings)
-        return [dataclasses.replace(first, seed=job.seed + i) for i in range(job.num_images)]
+        count = job.num_images_per_prompt
+        return [dataclasses.replace(first, seed=job.seed + i) for i in range(count)]
 
     def people(self, job: Job) -> list["Identity"]:
         """The people of a job, each encoded once.
@@ -225,45 +208,13 @@ class Studio:
             self._people.popitem(last=False)
         return self._people[key]
 
-    def painted(
-        self,
-        pictures: Sequence["Picture"],
-        settings: "Settings",
-        batch: int,
-        *,
-        attention_share: bool = False,
-    ) -> Iterator[tuple[int, Any, Any]]:
-        """Paints batch by batch, all of one shape: the last batch is filled up.
-
-        Yields:
-            Each picture's index, image (None where it is not finite), and attention share (None
-            where not asked for).
-        """
-        from fusionjax.backend.compilation import full_memory_told
-        from fusionjax.generation.generate import of_many
-
-        too_much = (
-            f"the memory does not hold {batch} picture{'s' * (batch > 1)} of "
-            f"{settings.width}×{settings.height} at once; use a smaller --batch-size, "
-            "a smaller size, or a 16-bit --dtype"
+    def generate(
+        self, requests: Sequence["Request"], settings: Settings, batch: int, **more: Any
+    ) -> Iterator["Generated"]:
+        """Generates checked requests batch by batch, see `FusionPipeline.generate_each`."""
+        return self.pipe.generate_each(
+            requests, settings, batch_size=batch, progress=self.bar, **more
         )
-        batches = -(-len(pictures) // batch)
-        for start in range(0, len(pictures), batch):
-            chunk = list(pictures[start : start + batch])
-            filled = chunk + chunk[-1:] * (batch - len(chunk))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # prompts were warned of when they were checked
-                warnings.simplefilter("always", NotFiniteWarning)
-                with full_memory_told(too_much):
-                    out = self.pipe.paint(
-                        filled,
-                        settings,
-                        attention_share=attention_share,
-                        progress=of_many(self.bar, start // batch, batches),
-                    )
-            for i in range(len(chunk)):
-                share = None if out.attention_share is None else out.attention_share[i]
-                yield start + i, out.images[i], share
 
     def with_depth(self, job: Job, options: Options) -> Job:
         """The job with a depth map of a photo as its control image, written beside the pictures."""
@@ -275,6 +226,11 @@ class Studio:
         path = options.output / f"{files.next_number(options.output):04d}_depth.png"
         depth_map(options.depth_from, options.depth_model).save(path)
         return dataclasses.replace(job, control_image=str(path.absolute()))
+
+
+def _part(job: Job, kind: Any) -> dict[str, Any]:
+    """The job's values of a dataclass that it has the fields of."""
+    return {field.name: getattr(job, field.name) for field in dataclasses.fields(kind)}
 
 
 def _bytes(person: "Identity") -> int:

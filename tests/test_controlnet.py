@@ -88,7 +88,7 @@ def test_the_pipeline_follows_the_control_image(network):
     options = {"num_inference_steps": 2, "control_image": tiny.photo(1)}
     with_control = pipe("a garden", **options).latents
     other_image = pipe("a garden", **{**options, "control_image": tiny.photo(2)}).latents
-    without = pipe("a garden", **options, control_strength=0.0).latents
+    without = pipe("a garden", **options, controlnet_conditioning_scale=0.0).latents
     plain = FusionPipeline(
         tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1]
     )("a garden", num_inference_steps=2).latents  # fmt: skip
@@ -96,8 +96,8 @@ def test_the_pipeline_follows_the_control_image(network):
     np.testing.assert_allclose(without, plain, atol=1e-3 * np.abs(plain).max())
     with pytest.raises(UserError, match="a ControlNet is loaded, but no control image is given"):
         pipe("a garden", num_inference_steps=2)
-    with pytest.raises(UserError, match="control_strength is -1"):
-        pipe("a garden", **options, control_strength=-1.0)
+    with pytest.raises(UserError, match="controlnet_conditioning_scale is -1"):
+        pipe("a garden", **options, controlnet_conditioning_scale=-1.0)
 
 
 def test_a_controlnet_for_another_base_is_refused(network):

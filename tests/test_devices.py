@@ -162,7 +162,7 @@ def spoilt(base, factor):
 
 def test_a_decoder_that_overflows_decodes_again_in_float32():
     pipe = make_pipe(spoilt(cast(tiny.tiny_base(), "float16"), 3e4))
-    with pytest.warns(NotFiniteWarning, match="the picture of seed 7 is not finite in float16: "):
+    with pytest.warns(NotFiniteWarning, match="the image of seed 7 is not finite in float16: "):
         out = paint(pipe, seed=7)
     assert np.asarray(out.images[0]).std() > 0
 
@@ -171,7 +171,7 @@ def test_a_picture_that_is_not_finite_is_left_out_alone(monkeypatch):
     pipe = make_pipe(tiny.tiny_base())
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
     noise[1, 0, 0] = np.inf
-    with pytest.warns(NotFiniteWarning, match="the picture of seed 4 is not finite, and left out"):
+    with pytest.warns(NotFiniteWarning, match="the image of seed 4 is not finite, and left out"):
         out = paint(pipe, seed=3, num_images_per_prompt=2, latents=noise)
     assert out.images[0] is not None
     assert out.images[1] is None

@@ -10,8 +10,10 @@ import pytest
 
 from fusionjax.diffusion import samplers as schedulers
 from fusionjax.errors import UserError
-from fusionjax.generation.request import Picture, Settings, box_mask
+from fusionjax.generation import programs
+from fusionjax.generation.request import Request, box_mask
 from fusionjax.identity import Identity
+from fusionjax.options import Settings
 from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 
@@ -214,15 +216,15 @@ def test_the_same_pictures_on_several_devices(people, eight, devices):
 
 def test_devices_that_do_not_divide_the_batch(pipe, people):
     """Pictures with people of their own, three of them on two devices."""
-    settings = Settings(64, 64, steps=STEPS)
+    settings = Settings(height=64, width=64, num_inference_steps=STEPS)
     pictures = [
-        Picture("one", identities=[people[0]], seed=1),
-        Picture("two", identities=[people[1]], seed=2),
-        Picture("nobody", seed=3),
+        Request("one", identities=[people[0]], seed=1),
+        Request("two", identities=[people[1]], seed=2),
+        Request("nobody", seed=3),
     ]
-    spread = make_pipe(2).paint(pictures, settings)
+    spread = make_pipe(2).generate(pictures, settings)
     for picture, image in zip(pictures, spread.images, strict=True):
-        assert levels_apart(pipe.paint([picture], settings).images[0], image) <= 1
+        assert levels_apart(pipe.generate([picture], settings).images[0], image) <= 1
 
 
 def test_a_saved_identity_gives_the_same_picture(people, paint, tmp_path):
@@ -240,7 +242,7 @@ def test_an_identity_serves_every_adapter_of_its_base(people):
     other = FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(seed=9), devices=jax.devices()[:1])
     for layer, states in other.encode_identity(tiny.photo(1), crop="none").states.items():
         assert np.array_equal(states, people[0].states[layer])
-    other.check(Picture("x", identities=people), Settings(64, 64))
+    other.check(Request("x", identities=people), Settings(height=64, width=64))
 
 
 def test_a_fresh_person_is_the_same_for_the_same_number(pipe):
@@ -301,16 +303,16 @@ def test_a_cached_identity_leaves_no_reference_pass(pipe, people, paint, monkeyp
         inputs = {}
         run = pipeline.runner.run
 
-        def spy(name, devices, x, run=run, inputs=inputs, **static):
-            inputs[name] = (x, static)
-            return run(name, devices, x, **static)
+        def spy(program, devices, *x, run=run, inputs=inputs, **static):
+            inputs[program] = (x, static)
+            return run(program, devices, *x, **static)
 
         monkeypatch.setattr(pipeline.runner, "run", spy)
         pipeline("a person in a garden", [person], num_inference_steps=STEPS)
-        x, static = inputs["steps"]
-        steps = functools.partial(pipeline.runner.programs.steps, **static)
+        x, static = inputs[programs.denoise]
+        steps = functools.partial(programs.denoise, pipeline.model, **static)
         weights = {"base": params, "fusion": pipeline.fusion_params}
-        assert count_convolutions(steps, weights, x) == passes * once
+        assert count_convolutions(steps, weights, *x) == passes * once
         monkeypatch.undo()
 
 
@@ -340,7 +342,7 @@ def test_any_number_of_rows_is_told_in_few_parts_by_one_program(people):
 
     pipe("x", people[:1], num_inference_steps=6, scheduler="pndm", progress=progress)
     assert done == [(2, 7), (4, 7), (6, 7), (7, 7)]
-    assert compiled.count("steps") == 1
+    assert compiled.count("denoise") == 1
 
 
 # --- what the arguments do ------------------------------------------------------------------------
@@ -358,16 +360,16 @@ def test_an_unseen_region_stays(pipe, paint):
     image = tiny.photo(9)
     where = np.zeros((64, 64, 3), np.uint8)
     where[:, 32:] = 255
-    out = paint(image=image, image_strength=1.0, paint_where=where)
+    out = paint(image=image, strength=1.0, mask_image=where)
     known = pipe.base.encode_image(pipe.base.params, jnp.asarray(image[None] / 127.5 - 1))
     np.testing.assert_allclose(out.latents[0, :, :4], known[0, :, :4], atol=2e-3)
     assert np.abs(out.latents[0, :, 4:] - known[0, :, 4:]).max() > 0.1
 
 
-def test_image_strength_decides_how_far_the_picture_is_left(pipe, paint):
+def test_strength_decides_how_far_the_picture_is_left(pipe, paint):
     image = tiny.photo(9)
     near, far = (
-        paint(image=image, image_strength=s, num_inference_steps=6, guidance_scale=1.0)
+        paint(image=image, strength=s, num_inference_steps=6, guidance_scale=1.0)
         for s in (0.17, 1.0)
     )
     known = pipe.base.encode_image(pipe.base.params, jnp.asarray(image[None] / 127.5 - 1))
@@ -385,7 +387,7 @@ def test_attention_shares_are_shares(paint, people):
 def test_faces_in_the_negative_branch_change_the_picture(paint):
     apart = levels_apart(paint().images[0], paint(faces_in_negative=True).images[0])
     assert apart > 1
-    with pytest.raises(UserError, match="face_guidance_scale needs a branch without the faces"):
+    with pytest.raises(UserError, match="face_guidance_scale guides away from an image without"):
         paint(faces_in_negative=True, face_guidance_scale=2.0)
 
 
@@ -405,17 +407,18 @@ MASKS = np.ones((2, 64, 64), np.float32)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 60}, "height is 60; it must be a multiple of 16, for example 64"),
-        ({"width": 0}, "width is 0; it must be a multiple of 16"),
+        ({"height": 60}, "height is 60; it must be a multiple of 8, for example 64"),
+        ({"height": 72}, "height is 72; it must be a multiple of 16, for example 64"),
+        ({"width": 0}, r"width is 0; it must be in 8\.\.8192"),
         ({"scheduler": "heun"}, "scheduler is 'heun'; choose one of ddim"),
         ({"scheduler": "DPM++ 2M"}, "did you mean 'dpmpp_2m'[?] Choose one of ddim"),
-        ({"num_inference_steps": 0}, r"number of steps is 0; it must be in 1\.\.999"),
+        ({"num_inference_steps": 0}, r"num_inference_steps is 0; it must be in 1\.\.999"),
         ({"seed": -1}, r"seed is -1; it must be in 0\.\."),
-        ({"guidance_scale": 0.5}, "guidance_scale is 0.5; it must be a finite number ≥ 1"),
+        ({"guidance_scale": 0.5}, "guidance_scale is 0.5; it must be ≥ 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"face_strength": -1.0}, "face_strength is -1; it must be a finite number ≥ 0"),
         ({"face_strength": [1.0, 1.0]}, "face_strength has 2 numbers for 1 identities"),
-        ({"face_steps": (0.9, 0.1)}, "face_steps are 0.9 to 0.1"),
+        ({"face_steps": (0.9, 0.1)}, "face_steps is 0.9 0.1; it must be two numbers"),
         ({"layer_strength": {"attn9": 1.0}}, "layer_strength names 'attn9'; the layers are"),
         ({"masks": MASKS}, "masks holds 2 masks for 1 identities; give one for each"),
         ({"masks": MASKS[:1] * 0}, "mask 0 is empty: its person would have no place"),
@@ -425,11 +428,11 @@ MASKS = np.ones((2, 64, 64), np.float32)
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; it must be ≥ 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be ≥ 1"),
         ({"latents": np.zeros((1, 8, 8, 3))}, r"latents have shape \(1, 8, 8, 3\); they must be"),
-        ({"paint_where": tiny.photo(1)}, "paint_where is given without an image"),
-        ({"image": tiny.photo(1), "image_strength": 2.0}, "image's strength is 2.0"),
+        ({"mask_image": tiny.photo(1)}, "mask_image is given without an image"),
+        ({"image": tiny.photo(1), "strength": 2.0}, r"strength is 2; it must be in \(0, 1\]"),
         (
-            {"image": tiny.photo(1), "paint_where": np.zeros((64, 64, 3), np.uint8)},
-            "paint_where is black everywhere",
+            {"image": tiny.photo(1), "mask_image": np.zeros((64, 64, 3), np.uint8)},
+            "mask_image is black everywhere",
         ),
         ({"image": tiny.photo(1, 96)[:, :64]}, "another shape than 64×64"),
         ({"control_image": tiny.photo(1)}, "no ControlNet is loaded"),
@@ -463,15 +466,15 @@ def test_a_mask_within_another_is_warned_of(pipe, people):
     masks = MASKS.copy()
     masks[0, :32] = 0
     with pytest.warns(UserWarning, match="mask 0 lies within the others' masks"):
-        pipe.check(Picture("x", identities=people, masks=masks), Settings(64, 64))
+        pipe.check(Request("x", identities=people, masks=masks), Settings(height=64, width=64))
 
 
 def test_pictures_that_cannot_be_painted_together(pipe, people):
-    pictures = [Picture("a", identities=people[:1], masks=MASKS[:1]), Picture("b")]
-    with pytest.raises(UserError, match="some pictures have masks and some do not"):
-        pipe.paint(pictures, Settings(64, 64))
-    with pytest.raises(UserError, match="attention shares are asked for, but a picture shows no"):
-        pipe.paint(pictures[1:], Settings(64, 64), attention_share=True)
+    pictures = [Request("a", identities=people[:1], masks=MASKS[:1]), Request("b")]
+    with pytest.raises(UserError, match="some images have masks and some do not"):
+        pipe.generate(pictures, Settings(height=64, width=64))
+    with pytest.raises(UserError, match="attention shares are asked for, but an image shows no"):
+        pipe.generate(pictures[1:], Settings(height=64, width=64), attention_share=True)
 
 
 def test_a_long_prompt_is_cut_and_says_what_is_left_out(paint):

@@ -16,10 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from fusionjax.embedded import MINI_FUSION
 from fusionjax.errors import UserError
-from fusionjax.generation.request import Settings
+from fusionjax.generation import programs
 from fusionjax.generation.runner import Runner
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import save_adapter
+from fusionjax.options import Settings
 from fusionjax.unet import FusionUNet
 from sample.__main__ import main
 from sample.formats import read_picture, read_scene
@@ -91,7 +92,8 @@ def test_a_picture_with_its_sheet_and_its_story(sample, world, capsys):
     assert capsys.readouterr().out.split() == [str(out / name) for name in names]
     assert pixels(out / names[0]).shape == (64, 64, 3)
     job = read_picture(out / names[1])
-    assert (job.prompt, job.seed, job.num_images, job.steps) == ("a garden", 8, 1, 2)
+    assert (job.prompt, job.seed) == ("a garden", 8)
+    assert (job.num_images_per_prompt, job.num_inference_steps) == (1, 2)
     assert (job.height, job.guidance_scale) == (64, 7.5)
     assert job.people[0].faces == (str(world / "ann.png"),)
 
@@ -177,11 +179,13 @@ def test_every_option_reaches_the_picture(world, monkeypatch):
     """
     options = parse(line.split())
     studio = Studio(options.job(), options, Bar(None))
-    job, settings = studio.settled(options.job())
-    assert settings == Settings(64, 64, 6, "lms", image_strength=0.5)
+    job, settings = studio.resolved(options.job())
+    assert settings == Settings(
+        height=64, width=64, num_inference_steps=6, scheduler="lms", strength=0.5
+    )
     both = dataclasses.replace(job, faces_in_negative=True, face_guidance_scale=None)
-    assert studio.settled(both)[1].faces_in_negative
-    first, second = studio.pictures(job, settings)
+    assert studio.resolved(both)[1].faces_in_negative
+    first, second = studio.requests(job, settings)
     assert (first.prompt, first.negative_prompt) == ("x", "y")
     assert (first.seed, second.seed) == (5, 6)
     assert [person.weights for person in first.identities] == [(0.25, 0.75)]
@@ -190,14 +194,14 @@ def test_every_option_reaches_the_picture(world, monkeypatch):
     assert first.layer_strength == {layer: 0.5}
     assert (first.guidance_scale, first.face_guidance_scale) == (4, 2)
     assert np.array_equal(first.image, tiny.photo(1) / np.float32(255) * 2 - 1)
-    assert np.array_equal(first.paint_where.mean(0), np.arange(64) >= 32)
+    assert np.array_equal(first.mask_image.mean(0), np.arange(64) >= 32)
 
     def exhausted(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     monkeypatch.setattr(studio.pipe.runner, "run", exhausted)
-    with pytest.raises(UserError, match="does not hold 2 pictures of 64×64 at once; use a smaller"):
-        next(studio.painted([first, second], settings, 2))
+    with pytest.raises(UserError, match="does not hold 2 images of 64×64 at once; use a smaller"):
+        next(studio.generate([first, second], settings, 2))
     monkeypatch.undo()
 
     monkeypatch.setattr("sample.studio._PEOPLE_BYTES", 1)  # memory for one person
@@ -215,7 +219,7 @@ def test_requests_paint_all_but_the_bad_row_and_resume(sample, world, tmp_path, 
     out = sample(*words, status=1)
     said = capsys.readouterr().err
     assert "row 12: nobody.png does not exist" in said
-    assert "1 of 20 rows could not be painted" in said
+    assert "1 of 20 rows failed" in said
     assert len(list(out.glob("*.png"))) == 19
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert {line["row"] for line in results if "pictures" in line} == set(range(1, 21)) - {12}
@@ -254,14 +258,14 @@ def test_no_row_stops_the_others(sample, world, monkeypatch, capsys):
     ]
     requests = world / "odd.jsonl"
     requests.write_text("\n".join(map(json.dumps, rows)))
-    painted = Studio.painted
+    generate = Studio.generate
 
-    def failing(self, pictures, *rest, **options):
-        if pictures[0].prompt == "too large":
+    def failing(self, requests, *rest, **options):
+        if requests[0].prompt == "too large":
             raise UserError("the memory does not hold it")
-        return painted(self, pictures, *rest, **options)
+        return generate(self, requests, *rest, **options)
 
-    monkeypatch.setattr(Studio, "painted", failing)
+    monkeypatch.setattr(Studio, "generate", failing)
     out = sample("--requests", requests, "--batch-size", 2, status=1)
     said = capsys.readouterr().err
     for message in (
@@ -272,7 +276,7 @@ def test_no_row_stops_the_others(sample, world, monkeypatch, capsys):
         "row 5: a\0b does not exist",
         "row 6: id is 'longlong",
         "row 7: the memory does not hold it",
-        "7 of 8 rows could not be painted",
+        "7 of 8 rows failed",
     ):
         assert message in said
     assert said.count("row 7: ") == 1
@@ -311,20 +315,22 @@ def test_the_picture_tells_every_option(sample, world, tmp_path, capsys):
     out = sample("--prompt", "x")
     with Image.open(out / "0001_seed0.png") as image:
         about = json.loads(image.text["fusionjax"])
-        assert {"seed", "scheduler", "crop", "steps", "dtype"} <= about["job"].keys()
-        about["version"] = 2
+        assert {"seed", "scheduler", "crop", "num_inference_steps", "dtype"} <= about["job"].keys()
+        about["version"] = 3
         later = PngInfo()
         later.add_itxt("fusionjax", json.dumps(about))
         image.save(tmp_path / "later.png", pnginfo=later)
     sample("--from", tmp_path / "later.png", status=2)
-    assert "in version 2 of its text, and only version 1 is known" in capsys.readouterr().err
+    assert (
+        "in version 3 of its text, and only versions up to 2 are known" in capsys.readouterr().err
+    )
 
 
 def test_faces_without_an_adapter_are_refused_at_once(world, compiled, capsys):
     typed = parse(["--base", f"{world}/base", "--face", f"{world}/ann.png", "--prompt", "x"])
     studio = Studio(typed.job(), typed, Bar(None))
     with pytest.raises(UserError, match="people are given, but no adapter is loaded"):
-        studio.pictures(*studio.settled(typed.job()))
+        studio.requests(*studio.resolved(typed.job()))
     assert not compiled
 
 
@@ -349,7 +355,7 @@ def test_requests_go_on_after_being_stopped(sample, world, monkeypatch, compiled
     assert [json.loads(line)["pictures"] for line in results] == [[name] for name in names[:4]]
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert sorted(before) == names[:4]
-    assert compiled.count("steps") == 1  # the batch of three is filled up to four
+    assert compiled.count("denoise") == 1  # the batch of three is filled up to four
     sample(*words)
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert sorted(after) == names
@@ -425,14 +431,14 @@ def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
         (["--face", "nobody.jpg"], "nobody.jpg does not exist"),
         (["--face-weights", "1"], "--face-weights is given without --face"),
         (["--scene", "s.yaml"], "s.yaml does not exist"),
-        (["--num-images", "0"], "num_images is 0; it must be in 1..10000"),
+        (["--num-images", "0"], "num_images_per_prompt is 0; it must be in 1..10000"),
         (["--guidance-scale", "0"], "guidance_scale is 0; it must be ≥ 1"),
         (["--face-steps", "1", "0"], "face_steps is 1.0 0.0; it must be two numbers"),
         (["--layer-strength", "up"], "--layer-strength 'up'; write LAYER=FACTOR"),
         (["--layer-strength", "up=1"], "layer_strength names 'up'; the layers are"),
-        (["--batch-size", "0"], "--batch-size is 0; it must be ≥ 1"),
+        (["--batch-size", "0"], "batch_size is 0; it must be ≥ 1"),
         (["--control-image", "{world}/ann.png"], "control_image is given without controlnet"),
-        (["--paint-where", "{world}/ann.png"], "paint_where is given without image"),
+        (["--paint-where", "{world}/ann.png"], "mask_image is given without image"),
         (["--depth-from", "{world}/ann.png"], "--depth-from is given without --controlnet"),
         (["--base", "{world}/nothing"], "nothing"),
         (["--fusion", "{world}/nothing"], "nothing' is no adapter"),
@@ -520,16 +526,16 @@ def test_a_picture_that_is_not_finite_fails_alone(sample, tmp_path, monkeypatch,
     """Of two pictures, and of three rows, the others are there; the exit status tells."""
     run = Runner.run
 
-    def spoilt(self, name, devices, x, **static):
-        out = run(self, name, devices, x, **static)
-        return out | {"finite": np.arange(3) != 1} if name == "decode" else out
+    def spoilt(self, program, *inputs, **static):
+        out = run(self, program, *inputs, **static)
+        return (out[0], np.arange(3) != 1) if program is programs.decode else out
 
     monkeypatch.setattr(Runner, "run", spoilt)
     out = sample("--num-images", 3, "--seed", 5, "--batch-size", 3, "--prompt", "x", status=1)
     assert [p.name for p in sorted(out.glob("*seed*"))] == ["0001_seed5.png", "0003_seed7.png"]
     told = capsys.readouterr().err
-    assert "the picture of seed 6 is not finite, and left out" in told
-    assert "1 of 3 pictures could not be painted" in told
+    assert "the image of seed 6 is not finite, and left out" in told
+    assert "1 of 3 images are not finite" in told
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "a person", "seed": n}) + "\n" for n in range(3)))
     sample("--requests", rows, "--batch-size", 3, status=1, output=tmp_path / "rows")
@@ -557,7 +563,7 @@ def test_help_needs_no_models():
     ("values", "message"),
     [
         ({"promt": "x"}, "'promt' is not known; did you mean 'prompt'?"),
-        ({"zebra": 1}, "'zebra' is not known; known are base, fusion"),
+        ({"zebra": 1}, "'zebra' is not known; known are prompt, negative_prompt"),
         ({"prompt": 3}, "prompt is 3; it must be a text"),
         ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
         ({"steps": True}, "steps is True; it must be a whole number"),
@@ -575,7 +581,7 @@ def test_help_needs_no_models():
         ({"faces": ["a.png"], "people": []}, "faces and people are both given"),
         ({"layer_strength": 2}, "layer_strength is 2; it must map layers to numbers"),
         ({"face_strength": -2}, "face_strength is -2; it must be ≥ 0"),
-        ({"image_strength": 0}, "image_strength is 0.0; it must be in"),
+        ({"image_strength": 0}, "strength is 0; it must be in (0, 1]"),
     ],
 )
 def test_jobs_name_what_is_wrong(values, message):
@@ -611,9 +617,11 @@ def test_an_adapter_for_the_embedded_base_has_its_defaults(world):
 
 
 def test_only_what_was_typed_goes_over_a_scene():
-    within = Job(prompt="a scene", steps=7)
-    assert parse(["--seed", "3"]).job(within) == Job(prompt="a scene", steps=7, seed=3)
-    assert parse(["--steps", "30"]).job(within).steps == 30
+    within = Job(prompt="a scene", num_inference_steps=7)
+    assert parse(["--seed", "3"]).job(within) == Job(
+        prompt="a scene", num_inference_steps=7, seed=3
+    )
+    assert parse(["--steps", "30"]).job(within).num_inference_steps == 30
 
 
 def test_sheets_show_small_pictures_large():

@@ -150,7 +150,7 @@ def test_a_model_that_knows_the_answer_leads_to_it(name, prediction):
         return eps if prediction == "epsilon" else jnp.sqrt(a) * eps - jnp.sqrt(1 - a) * clean
 
     for strength in (None, 0.6):
-        plan = schedulers.plan(schedule, name, 25, image_strength=strength)
+        plan = schedulers.plan(schedule, name, 25, strength=strength)
         start = plan.start_clean * clean + plan.start_noise * noise
         path = run(plan, answer, start, np.zeros((26, *SHAPE), np.float32))
         # Samplers that stop at timestep 0 rather than at a clean picture leave 3 % noise; Karras
@@ -162,7 +162,7 @@ def test_a_model_that_knows_the_answer_leads_to_it(name, prediction):
 def test_starting_from_a_picture_runs_the_last_steps(name):
     schedule = NoiseSchedule()
     whole = schedulers.plan(schedule, name, 20)
-    part = schedulers.plan(schedule, name, 20, image_strength=0.5)
+    part = schedulers.plan(schedule, name, 20, strength=0.5)
     extra = 1 if name == "pndm" else 0
     assert len(part) == 10 + extra
     np.testing.assert_allclose(part.rows.timesteps[-9:], whole.rows.timesteps[-9:])
@@ -179,10 +179,10 @@ def test_more_levels_than_one_table_can_hold_are_refused():
     with pytest.raises(UserError, match="scheduler is 'heun'; choose one of ddim"):
         schedulers.plan(NoiseSchedule(), "heun", 10)
     with pytest.raises(UserError, match=r"strength 0\.01 of 30 steps leaves none.* least 0\.034 "):
-        schedulers.plan(NoiseSchedule(), "ddim", 30, image_strength=0.01)
-    assert len(schedulers.plan(NoiseSchedule(), "ddim", 30, image_strength=0.034)) == 1
+        schedulers.plan(NoiseSchedule(), "ddim", 30, strength=0.01)
+    assert len(schedulers.plan(NoiseSchedule(), "ddim", 30, strength=0.034)) == 1
     with pytest.raises(UserError, match=r"strength is 1\.5; it must be in"):
-        schedulers.plan(NoiseSchedule(), "ddim", 20, image_strength=1.5)
+        schedulers.plan(NoiseSchedule(), "ddim", 20, strength=1.5)
 
 
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)

@@ -231,22 +231,23 @@ def test_layer_strength_and_face_logit_bias_scale_lambda(world):
     states, one = world.states(), jnp.ones((2, 3))
     plain = world.ours((0.3, 0.3, 0.3))
 
-    def run(fused, factor=None, **kwargs):
+    def run(fused, **factors):
         @jax.jit
         def paint(params, fusion, states):
-            faces = fused.faces(fusion, states, one, height=8, width=12, **kwargs)
-            if factor is not None:
-                faces = faces.with_strength(factor)
+            faces = fused.faces(fusion, states, one, height=8, width=12)
+            if factors:
+                faces = faces.with_strength(**factors)
             return fused(params, world.latents, world.timesteps, world.text, faces)
 
         return np.asarray(paint(world.params, world.fusion, states))
 
-    every_layer = dict.fromkeys(world.fused.layers, 0.3)
-    by_layer = run(world.fused, layer_strength=every_layer)
+    log = float(np.log(0.3))
+    every_layer = dict.fromkeys(world.fused.layers, jnp.full(2, log))
+    by_layer = run(world.fused, strength=jnp.zeros((2, 3)), layer_strength=every_layer)
     assert relative(by_layer, plain) < 1e-5
     biased = FusionUNet(world.unet, FusionOptions(face_logit_bias=float(np.log(0.3))))
     assert relative(run(biased), plain) < 1e-5
-    assert relative(run(world.fused, factor=jnp.asarray(0.3)), plain) < 1e-5
+    assert relative(run(world.fused, strength=jnp.full((2, 3), log)), plain) < 1e-5
 
 
 def test_attention_shares_sum_to_one_and_follow_lambda(world):
@@ -480,8 +481,6 @@ def test_bad_input_is_named(world):
         faces(masks=masks)
     with pytest.raises(UserError, match="owner names identity 2, and there are 2 masks"):
         faces(masks=masks, owner=owner + 1)
-    with pytest.raises(UserError, match="layer_strength names 'mid'"):
-        faces(layer_strength={"mid": 0.5})
     with pytest.raises(UserError, match="fusion is 'sum'; choose one of concat, decoupled"):
         FusionOptions(fusion="sum")
     with pytest.raises(UserError, match="option 'colour', which this version does not know"):

@@ -1,29 +1,70 @@
-"""Guidance: how the UNet's answers with and without text and faces are put together."""
+"""Guidance: how the UNet's answers with and without text and faces are put together.
+
+Legend: b images, g branches of the guidance, first the negative prompt's.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
-Predict = Callable[[jax.Array, jax.Array], jax.Array]
+# latents [g·b, h, w, c] and timesteps [g·b], branch by branch → the UNet's answers
+Predict = Callable[[Array, Array], Array]
 
 
-def guided(predict: Predict, scale: float) -> Predict:
-    """Classifier-free guidance in one pass of twice the batch.
+def branch_weights(
+    text: Float[np.ndarray, " b"], faces: Float[np.ndarray, " b"] | None = None
+) -> Float[np.ndarray, "b g"]:
+    """The weight of each branch's answer, which sum to 1 for each image.
+
+    With u the answer to the negative prompt, t to the prompt and f to prompt and faces:
+    u + text · (f − u), or with a scale for the faces of their own
+    u + text · (t − u) + faces · (f − t).
 
     Args:
-        predict: (latents, timesteps) → the UNet's answer; the first half of what it is given
-            stands for the empty prompt, the second for the prompts.
-        scale: 1 is no guidance.
+        text: the guidance scale; where all are 1, one branch is enough.
+        faces: the faces' own scale, which asks for a third branch.
 
     Returns:
-        A function of latents and timesteps.
+        Weights for 1, 2 or 3 branches.
     """
+    text = np.asarray(text, np.float32)
+    if faces is not None:
+        faces = np.asarray(faces, np.float32)
+        return np.stack([1 - text, text - faces, faces], -1)
+    if (text == 1).all():
+        return np.ones((len(text), 1), np.float32)
+    return np.stack([1 - text, text], -1)
 
-    def both(latents: jax.Array, timesteps: jax.Array) -> jax.Array:
-        without, with_text = jnp.split(
-            predict(jnp.tile(latents, (2, 1, 1, 1)), jnp.tile(timesteps, 2)), 2
+
+def guided(predict: Predict, weights: Float[Array | np.ndarray, "#b g"]) -> Predict:
+    """Classifier-free guidance in one pass: all branches are one batch.
+
+    Args:
+        predict: answers for g branches of b images, the first branch's images first.
+        weights: from `branch_weights`; one row may serve all images.
+
+    Returns:
+        A function of the latents [b, h, w, c] and timesteps [b] of the images.
+    """
+    branches = weights.shape[-1]
+
+    def mixed(latents: Array, timesteps: Array) -> Array:
+        answers = predict(
+            jnp.tile(latents, (branches, *[1] * (latents.ndim - 1))), jnp.tile(timesteps, branches)
         )
-        return without + scale * (with_text - without)
+        each = answers.reshape(branches, *latents.shape)
+        # A sum and no product of matrices, which a TPU would round to 16 bits.
+        by_branch = jnp.reshape(jnp.transpose(weights), (branches, -1, *[1] * (latents.ndim - 1)))
+        return (by_branch * each).sum(0)
 
-    return both
+    return mixed
+
+
+def of_branches(negative: Any, positive: Any, branches: int) -> Any:
+    """What each branch is given: the first the negative, the others the positive."""
+    parts = [*[negative] * (branches > 1), positive, *[positive] * (branches > 2)]
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)

@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fusionjax.errors import UserError, at_least
-from fusionjax.generation.request import Picture, Settings
+from fusionjax.generation.request import Request
 from fusionjax.identity import Identity
 from fusionjax.mini import captions
 from fusionjax.mini import drawing as mini_world
 from fusionjax.mini import people as mini_people
 from fusionjax.mini.people import Circumstance, Person
+from fusionjax.options import Settings
 from fusionjax.pipeline import FusionPipeline
 
 PROMPTED = ("expression", "clothes", "clothes_color", "background")
@@ -241,8 +242,8 @@ def paint_cases(
     Returns:
         The pictures, in the order of `cases.flat()`.
     """
-    pictures = [
-        Picture(
+    requests = [
+        Request(
             prompt=case.prompt,
             identities=() if faces is None else (faces[case.person],),
             face_strength=suite.face_strength,
@@ -251,7 +252,7 @@ def paint_cases(
         )
         for case in cases.flat()
     ]
-    return _paint(pipe, pictures, suite, progress)
+    return _paint(pipe, requests, suite, progress)
 
 
 def paint_pairs(
@@ -277,8 +278,8 @@ def paint_pairs(
         The pictures.
     """
     regions = mini_world.scene_regions(2, pipe.photo_side).astype(np.float32)
-    pictures = [
-        Picture(
+    requests = [
+        Request(
             prompt=pair.prompt,
             identities=tuple(faces[person] for person in pair.people),
             face_strength=suite.face_strength,
@@ -288,22 +289,26 @@ def paint_pairs(
         )
         for pair in cases.pairs
     ]
-    return _paint(pipe, pictures, suite, progress)
+    return _paint(pipe, requests, suite, progress)
 
 
 def _paint(
-    pipe: FusionPipeline, pictures: list[Picture], suite: Suite, progress: Progress | None
+    pipe: FusionPipeline, requests: list[Request], suite: Suite, progress: Progress | None
 ) -> list[Pixels]:
-    settings = Settings(pipe.photo_side, pipe.photo_side, suite.steps, suite.scheduler)
-    painted: list[Pixels] = []
-    for start in range(0, len(pictures), suite.batch_size):
-        chunk = pictures[start : start + suite.batch_size]
-        # The last batch is filled up, so that nothing is compiled for it.
-        filled = chunk + chunk[-1:] * (min(suite.batch_size, len(pictures)) - len(chunk))
-        output = pipe.paint(filled, settings)
-        if any(image is None for image in output.images):
-            raise UserError("a picture of the suite is not finite; the adapter cannot be measured")
-        painted += [np.asarray(image, np.uint8) for image in output.images[: len(chunk)]]
+    settings = Settings(
+        height=pipe.photo_side,
+        width=pipe.photo_side,
+        num_inference_steps=suite.steps,
+        scheduler=suite.scheduler,
+    )
+    for request in requests:
+        pipe.check(request, settings)
+    images: list[Pixels] = []
+    batch_size = min(suite.batch_size, len(requests))
+    for done in pipe.generate_each(requests, settings, batch_size=batch_size):
+        if done.pixels is None:
+            raise UserError("an image of the suite is not finite; the adapter cannot be measured")
+        images.append(done.pixels)
         if progress:
-            progress("pictures", len(painted), len(pictures))
-    return painted
+            progress("pictures", len(images), len(requests))
+    return images

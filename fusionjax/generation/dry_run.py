@@ -1,4 +1,4 @@
-"""What painting needs on some hardware, found by compiling its programs without weights."""
+"""What generating needs on some hardware, found by compiling its programs without weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fusionjax.diffusion import samplers as schedulers
-from fusionjax.generation.request import Settings
-from fusionjax.generation.scene import padded_photos
+from fusionjax.diffusion import samplers
+from fusionjax.generation import programs
+from fusionjax.generation.request import check_settings
+from fusionjax.generation.scene import People, Scene, padded_references
 from fusionjax.models.abstract_base import abstract_base
-from fusionjax.options import FusionOptions
+from fusionjax.options import FusionOptions, Settings
 from fusionjax.pipeline import FusionPipeline
 from fusionjax.unet import FusionUNet
 
@@ -22,7 +23,7 @@ def abstract_pipeline(
     options: FusionOptions | None = None,
     attention: Any = None,
 ) -> FusionPipeline:
-    """A pipeline whose weights are shapes: it compiles, and paints nothing.
+    """A pipeline whose weights are shapes: it compiles, and generates nothing.
 
     Args:
         source: a diffusers folder; anything else stands for Stable Diffusion 1.5.
@@ -51,7 +52,7 @@ def picture_programs(
 
     Args:
         pipe: as from `abstract_pipeline`.
-        images: pictures painted at once, over all of the pipeline's devices.
+        images: images generated at once, over all of the pipeline's devices.
         photos: of all people, filled up to a power of two as the pipeline does; 0 is nobody.
         height: in pixels.
         width: in pixels.
@@ -62,44 +63,51 @@ def picture_programs(
         `encode a photo`, `text and faces`, `a step`, `decode`; each as `jax.jit(…).trace` returns
         it. `a step` is a loop over steps, of which XLA and `compile_for` count one.
     """
-    pipe.check_settings(Settings(height, width, steps, scheduler))
+    settings = Settings(height=height, width=width, num_inference_steps=steps, scheduler=scheduler)
+    check_settings(settings, pipe.model)
     runner, devices = pipe.runner, len(pipe.runner.devices)
-    factor, channels = pipe.base.vae_scale_factor, pipe.base.unet.in_channels
-    grid = (height // factor, width // factor)
+    grid = pipe.model.grid(height, width)
     tokens = pipe.base.text_encoder.config.max_position_embeddings
-    plan = schedulers.plan(pipe.base.schedule, scheduler, steps)
+    plan = samplers.plan(pipe.base.schedule, scheduler, steps)
 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    ids = array(images, tokens, dtype=jnp.int32)
-    x: dict[str, Any] = {"ids": ids, "negative_ids": ids, "rows": {"row": plan.rows}}
-    programs = {}
+    def ids(count: int) -> jax.ShapeDtypeStruct:
+        return array(count, tokens, dtype=jnp.int32)
+
+    scene = Scene(
+        ids=ids(images),
+        negative_ids=ids(images),
+        empty_ids=ids(1),
+        seeds=array(images, dtype=jnp.uint32),
+        guidance=array(images, 2),
+        levels=array(1, 2),
+    )
+    traced = {}
     if photos:
-        photos = padded_photos(photos)
+        photos = padded_references(photos)
         side = pipe.photo_side
-        photo = {
-            "image": array(1, side, side, 3),
-            "empty_ids": array(1, tokens, dtype=jnp.int32),
-        }
-        programs["encode a photo"] = runner.traced("photo", 1, photo)
-        states = jax.eval_shape(runner.programs.photo, runner.params, photo)["states"]
-        x["states"] = {
-            layer: array(1, photos, *h.shape[1:], dtype=h.dtype) for layer, h in states.items()
-        }
-        x["owner"] = array(images, photos, dtype=jnp.int32)
-        x["rows"]["log_strength"] = array(len(plan), images, photos)
-        x["layer_log"] = array(len(pipe.fusion.layers), images)
-    programs["text and faces"] = runner.traced("look", devices, x, grid=grid)
-    x |= jax.eval_shape(lambda p, x: runner.programs.look(p, x, grid=grid), runner.params, x)
-    latents = array(images, *grid, channels)
-    x |= {
-        "mix": array(2, images),
-        "seeds": array(images, dtype=jnp.uint32),
-        "start_noise": latents,
-        "carry": jax.eval_shape(schedulers.Carry.start, latents),
-        "span": array(2, dtype=jnp.int32),
-    }
-    programs["a step"] = runner.traced("steps", devices, x, branches=2, in_negative=False)
-    programs["decode"] = runner.traced("decode", devices, x)
-    return programs
+        photo = array(1, side, side, 3), ids(1)
+        traced["encode a photo"] = runner.traced(programs.encode_photo, 1, *photo)
+        _, states = runner.shapes(programs.encode_photo, *photo)
+        people = People(
+            states={
+                layer: array(1, photos, *h.shape[1:], dtype=h.dtype) for layer, h in states.items()
+            },
+            photos=None,
+            owner=array(images, photos, dtype=jnp.int32),
+            masks=None,
+            strength=array(images, len(plan), photos),
+            layer_strength={layer: array(images) for layer in states},
+        )
+        scene = scene._replace(people=people)
+    traced["text and faces"] = runner.traced(programs.condition, devices, scene, grid=grid)
+    conditions, carry = runner.shapes(programs.condition, scene, grid=grid)
+    rows = jax.tree.map(lambda column: column[None], plan.rows)
+    span = array(1, 2, dtype=jnp.int32)
+    traced["a step"] = runner.traced(
+        programs.denoise, devices, conditions, carry, rows, span, in_negative=False
+    )
+    traced["decode"] = runner.traced(programs.decode, devices, carry.latents)
+    return traced

@@ -1,216 +1,329 @@
-"""The programs that a pipeline compiles, and how they run on one device or several.
+"""What is computed: pure functions of a model's structure, its weights, and arrays.
 
-A program goes from named arrays to named arrays; what one returns under a name is what another
-reads under it (`_READS`). No program holds a weight or a prompt: what is not an array here, and so
-part of the compiled program, is the models' structure and the few keyword arguments.
+A photo becomes reference states (`encode_photo`). A scene becomes what the UNet attends to and the
+latents to begin with (`condition`), goes through the sampler's steps (`denoise`), and becomes
+pixels (`decode`). `attention_share` looks on. Every array has the image as its first axis, of
+length 1 where all images share it; no program holds a weight or a prompt.
 
-Legend: b pictures, m people sets (b, or 1 where all pictures show the same), g branches of the
-guidance, s steps, r references, i identities, k tokens of a photo, t text tokens, h w latent grid,
-c latent channels, H W pixels, n heads, D d features.
+Legend: as in `scene.py`; n heads.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from fusionjax import masks as masking
-from fusionjax.diffusion import samplers as schedulers
-from fusionjax.models.base import BaseModel
-from fusionjax.unet import Faces, FusionUNet
+from fusionjax.diffusion.guidance import guided, of_branches
+from fusionjax.diffusion.samplers import Carry, Rows, sample
+from fusionjax.faces import Faces, ReferenceStates, TextTokens
+from fusionjax.generation.model import Model
+from fusionjax.generation.scene import Leaf, Scene
+
+Params = Any  # {"base": …, "fusion": …, "controlnet": …}
 
 
-class Programs:
-    """What is computed, as pure functions of weights and named arrays.
+class Conditions(NamedTuple):
+    """What every step reads.
 
-    Args:
-        base: the base model.
-        fusion: its UNet, able to see faces.
-        controlnet: a `fusionjax.models.controlnet.ControlNet` or None.
+    Attributes:
+        negative: Kc and Vc of the negative prompts, [b, t, n, e] by layer.
+        positive: of the prompts.
+        seeds: of the samplers' noise, [b].
+        guidance: the branches' weights, [b, g].
+        noise: unit starting noise, [b, h, w, c].
+        faces: the faces at λ = 1 with their masks, or None.
+        photos: in place of their keys and values, photos' latents, [m, r, h, w, c] (`matched`).
+        strength: log λ by step, [b, s, r].
+        layer_strength: log of the factor of each layer, [b] by layer.
+        known: latents of the images to start from, [b, h, w, c], and
+        keep: where they stay, [b, h, w, 1].
+        empty: text states of the empty prompt, [1, t, d] (`matched`).
+        control_text: text states of both prompts, which a ControlNet reads itself.
+        control_image: its input, [b, H, W, 3], and
+        control_scale: the factor on its answer, [b].
     """
 
-    def __init__(self, base: BaseModel, fusion: FusionUNet, controlnet: Any = None) -> None:
-        self.base = base
-        self.fusion = fusion
-        self.controlnet = controlnet
+    negative: TextTokens
+    positive: TextTokens
+    seeds: UInt32[Leaf, " b"]
+    guidance: Float[Leaf, "b g"]
+    noise: Float[Leaf, "b h w c"]
+    faces: Faces | None = None
+    photos: Float[Leaf, "m r h w c"] | None = None
+    strength: Float[Leaf, "b s r"] | None = None
+    layer_strength: dict[str, Leaf] | None = None
+    known: Float[Leaf, "b h w c"] | None = None
+    keep: Float[Leaf, "b h w 1"] | None = None
+    empty: Float[Leaf, "1 t d"] | None = None
+    control_text: tuple[Leaf, Leaf] | None = None
+    control_image: Float[Leaf, "b H W 3"] | None = None
+    control_scale: Float[Leaf, " b"] | None = None
 
-    def photo(self, params: Any, x: Any) -> dict[str, Any]:
-        """A photo [1, H, W, 3] → its latents [1, h, w, c] and hf [1, k, D] of every layer."""
-        latents: Any = self.base.encode_image(params["base"], x["image"])
-        if self.fusion.options.reference != "clean":
-            return {"latents": latents, "states": {}}
-        empty: Any = self.base.encode_text(params["base"], x["empty_ids"])
-        states = self.fusion.reference_states(params["base"]["unet"], latents[None], empty)
-        return {
-            "latents": latents,
-            "states": {layer: h[0].astype(jnp.bfloat16) for layer, h in states.items()},
-        }
 
-    def image(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
-        """Images [b, H, W, 3] → latents, one at a time."""
+def encode_photo(
+    model: Model, params: Params, image: Float[Array, "1 H W 3"], empty_ids: Int[Array, "1 t"]
+) -> tuple[Float[Array, "1 h w c"], ReferenceStates]:
+    """A photo in [-1, 1] → its latents, and hf [1, k, D] of every layer (none for `matched`)."""
+    latents: Any = model.base.encode_image(params["base"], image)
+    if model.fusion.options.reference != "clean":
+        return latents, {}
+    empty: Any = model.base.encode_text(params["base"], empty_ids)
+    states = model.fusion.reference_states(params["base"]["unet"], latents[None], empty)
+    return latents, {layer: h[0].astype(jnp.bfloat16) for layer, h in states.items()}
 
-        def one(image: Array) -> Array:
-            return self.base.encode_image(params["base"], image[None])[0]
 
-        return {"known": jax.lax.map(one, x["images"])}
+def condition(
+    model: Model, params: Params, scene: Scene, *, grid: tuple[int, int]
+) -> tuple[Conditions, Carry]:
+    """What the UNet attends to, and the latents before the first step.
 
-    def noise(self, params: Any, x: dict[str, Any], *, grid: tuple[int, int]) -> dict[str, Any]:
-        """Unit starting noise [b, h, w, c], each picture's from its own seed."""
-        shape = (*grid, self.base.unet.in_channels)
-        return {"start_noise": jax.vmap(lambda seed: _normal(seed, 0, shape))(x["seeds"])}
+    Args:
+        model: structure.
+        params: weights.
+        scene: the batch.
+        grid: rows and columns of the latents.
+    """
+    base, b = model.base, scene.ids.shape[0]
+    ids = jnp.concatenate([scene.negative_ids, scene.ids])
+    text: Any = base.encode_text(params["base"], ids)
+    tokens = model.fusion.text_tokens(params["base"]["unet"], text)
+    noise = jax.vmap(lambda seed: _normal(seed, 0, (*grid, base.unet.in_channels)))(scene.seeds)
+    if scene.latents is not None and scene.is_given is not None:
+        noise = jnp.where(scene.is_given[:, None, None, None], scene.latents, noise)
+    latents = scene.levels[0, 1] * noise
+    conditions = Conditions(
+        negative=jax.tree.map(lambda array: array[:b], tokens),
+        positive=jax.tree.map(lambda array: array[b:], tokens),
+        seeds=scene.seeds,
+        guidance=scene.guidance,
+        noise=noise,
+        keep=scene.keep,
+        control_image=scene.control_image,
+        control_scale=scene.control_scale,
+    )
+    if scene.image is not None:
 
-    def look(self, params: Any, x: dict[str, Any], *, grid: tuple[int, int]) -> dict[str, Any]:
-        """What the UNet attends to: Kc, Vc [b, t, n, d], Kf, Vf [m, r, k, n, d], the masks' M."""
-        b = x["ids"].shape[0]
-        ids = jnp.concatenate([x["negative_ids"], x["ids"]])
-        text: Any = self.base.encode_text(params["base"], ids)
-        tokens = self.fusion.text_tokens(params["base"]["unet"], text)
-        look: dict[str, Any] = {
-            "negative": jax.tree.map(lambda array: array[:b], tokens),
-            "positive": jax.tree.map(lambda array: array[b:], tokens),
-        }
-        if self.controlnet is not None:  # it has keys and values of its own
-            look |= {"negative_states": text[:b], "positive_states": text[b:]}
-        if "states" not in x:
-            return look
-        if x["states"]:
-            keys, values = self.fusion.face_tokens(params["fusion"], x["states"])
-            look |= {"keys": keys, "values": values}
-        else:
-            look["empty"] = self.base.encode_text(params["base"], x["empty_ids"])
-        if "masks" in x:
-            ones = jnp.ones(x["owner"].shape, jnp.float32)
-            look["bias"] = {
-                name: masking.layer_bias(ones, layer.grid(*grid), x["masks"], x["owner"])
-                for name, layer in self.fusion.layers.items()
-            }
-        return look
+        def encode(image: Array) -> Array:
+            return base.encode_image(params["base"], image[None])[0]
 
-    def start(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
-        """The latents before the first step: noise, or a given picture under noise."""
-        latents = x["start_levels"][1] * x["start_noise"]
-        if "known" in x:
-            latents = latents + x["start_levels"][0] * x["known"]
-        return {"carry": schedulers.Carry.start(latents)}
+        known = jax.lax.map(encode, scene.image)  # one at a time, as they are decoded
+        latents = latents + scene.levels[0, 0] * known
+        conditions = conditions._replace(known=known)
+    if model.controlnet is not None:  # it has keys and values of its own
+        conditions = conditions._replace(control_text=(text[:b], text[b:]))
+    if scene.people is not None:
+        conditions = _with_people(model, params, scene, conditions, grid)
+    return conditions, Carry.start(latents)
 
-    def steps(
-        self, params: Any, x: dict[str, Any], *, branches: int, in_negative: bool
-    ) -> dict[str, Any]:
-        """Some steps of the sampler: the rows from `x["span"][0]` until `x["span"][1]`."""
-        b, *shape = x["carry"].latents.shape
 
-        def of_branches(negative: Any, positive: Any) -> Any:
-            parts = [*[negative] * (branches > 1), positive, *[positive] * (branches > 2)]
-            return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+def denoise(
+    model: Model,
+    params: Params,
+    conditions: Conditions,
+    carry: Carry,
+    rows: Rows,
+    span: Int[Array, "1 2"],
+    *,
+    in_negative: bool,
+) -> Carry:
+    """Some steps of the sampler.
 
-        text = of_branches(x["negative"], x["positive"])
+    Args:
+        model: structure.
+        params: weights.
+        conditions: from `condition`.
+        carry: the state before the steps.
+        rows: the sampler's table, with a first axis of length 1.
+        span: the rows from which and until which; being data, one program runs any number.
+        in_negative: show the faces to the negative branch too.
+    """
+    g = conditions.guidance.shape[1]
+    text = of_branches(conditions.negative, conditions.positive, g)
 
-        def tiled(array: Array) -> Array:
-            return jnp.tile(array, (branches, *[1] * (array.ndim - 1)))
+    def every(array: Array) -> Array:
+        return jnp.tile(array, (g, *[1] * (array.ndim - 1)))
 
-        def step(index: Array, carry: schedulers.Carry) -> schedulers.Carry:
-            now = jax.tree.map(lambda column: column[index], x["rows"])
-            row = now["row"]
-            latents = tiled(carry.latents * row.input_scale)
-            timesteps = jnp.full(branches * b, row.timesteps)
-            faces = None
-            if "layer_log" in x:
-                faces = self._faces(params, x, now)
-                if in_negative:
-                    faces = jax.tree.map(tiled, faces)
-            residuals = {}
-            if "control_image" in x:
-                residuals = self.controlnet.residuals(
-                    params["controlnet"],
-                    latents,
-                    timesteps,
-                    of_branches(x["negative_states"], x["positive_states"]),
-                    tiled(x["control_image"]),
-                    tiled(x["control_strength"]),
-                )
-            answers = self.fusion(
+    def predict(latents: Array, timesteps: Array, index: Array) -> Array:
+        faces = _faces(model, params, conditions, index, timesteps)
+        if in_negative and faces is not None:
+            faces = jax.tree.map(every, faces)
+
+        def answers(latents: Array, timesteps: Array) -> Array:
+            residuals = _residuals(model, params, conditions, latents, timesteps)
+            return model.fusion(
                 params["base"]["unet"], latents, timesteps, text, faces, **residuals
             )
-            answer = jnp.einsum("gb,gbhwc->bhwc", x["mix"], answers.reshape(branches, b, *shape))
-            noise = jax.vmap(lambda seed: _normal(seed, index + 1, shape))(x["seeds"])
-            carry = schedulers.advance(row, carry, answer, noise)
-            if "known" in x:
-                level = row.next_clean * x["known"] + row.next_noise * x["start_noise"]
-                kept = x["keep"] * level + (1 - x["keep"]) * carry.latents
-                carry = carry._replace(latents=kept)
-            return carry
 
-        # The span is data: one program runs any number of rows.
-        return {"carry": jax.lax.fori_loop(x["span"][0], x["span"][1], step, x["carry"])}
+        return guided(answers, conditions.guidance)(latents, timesteps)
 
-    def _faces(self, params: Any, x: dict[str, Any], now: dict[str, Any]) -> Faces:
-        """The faces at one step, for b pictures: log λ is added to the masks' M."""
-        strength = now["log_strength"] + self.fusion.options.face_logit_bias
-        keys, values = (
-            self._matched_tokens(params, x, now) if "photos" in x else (x["keys"], x["values"])
-        )
-        bias = {}
-        for index, name in enumerate(self.fusion.layers):
-            bias[name] = (strength + x["layer_log"][index][:, None])[:, None, :]
-            if "bias" in x:
-                bias[name] = bias[name] + x["bias"][name]
+    def noise(index: Array) -> Array:
+        shape = carry.latents.shape[1:]
+        return jax.vmap(lambda seed: _normal(seed, index + 1, shape))(conditions.seeds)
 
-        def spread(array: Array) -> Array:
-            return jnp.broadcast_to(array, (strength.shape[0], *array.shape[1:]))
+    def keep(row: Rows, carry: Carry) -> Carry:
+        assert conditions.keep is not None
+        assert conditions.known is not None
+        level = row.next_clean * conditions.known + row.next_noise * conditions.noise
+        kept = conditions.keep * level + (1 - conditions.keep) * carry.latents
+        return carry._replace(latents=kept)
 
-        return Faces(jax.tree.map(spread, keys), jax.tree.map(spread, values), bias)
+    return sample(
+        predict,
+        carry,
+        jax.tree.map(lambda column: column[0], rows),
+        span=(span[0, 0], span[0, 1]),
+        noise=noise,
+        settle=None if conditions.known is None else keep,
+    )
 
-    def _matched_tokens(self, params: Any, x: dict[str, Any], now: dict[str, Any]) -> Any:
-        """Kf, Vf of photos noised to this step's level (the reference option `matched`)."""
-        photos = x["photos"]
-        # The photos' noise depends on nothing but their place, so that pictures are repeatable.
-        noise = jax.random.normal(jax.random.key(0), photos.shape[1:])
-        noised = now["photo_levels"][0] * photos + now["photo_levels"][1] * noise[None]
-        timesteps = jnp.full(photos.shape[0], now["row"].timesteps)
-        states = self.fusion.reference_states(params["base"]["unet"], noised, x["empty"], timesteps)
-        return self.fusion.face_tokens(params["fusion"], states)
 
-    def share(self, params: Any, x: dict[str, Any]) -> dict[str, Any]:
-        """How attention is shared at one step: mean of the layers, at the finest one's grid."""
-        row, latents = x["now"]["row"], x["carry"].latents
-        shares = self.fusion.attention_share(
-            params["base"]["unet"],
-            latents * row.input_scale,
-            jnp.full(latents.shape[0], row.timesteps),
-            x["positive"],
-            self._faces(params, x, x["now"]),
-        )
-        finest = max(share.shape[1:3] for share in shares.values())
-        resized = [
-            jax.image.resize(share, (share.shape[0], *finest, share.shape[3]), "nearest")
-            for share in shares.values()
-        ]
-        return {"share": jnp.mean(jnp.stack(resized), 0)}
+def attention_share(
+    model: Model,
+    params: Params,
+    conditions: Conditions,
+    carry: Carry,
+    rows: Rows,
+    span: Int[Array, "1 2"],
+) -> Float[Array, "b y x shares"]:
+    """How attention is shared at the row `span[0]`: mean of the layers, at the finest one's grid.
 
-    def decode(self, params: Any, x: dict[str, Any], *, in_float32: bool = False) -> dict[str, Any]:
-        """Latents → grey levels, one picture at a time: a large VAE holds no batch at once.
+    Returns:
+        The text's share and each photo's, [b, rows, columns, 1 + r].
+    """
+    index = span[0, 0]
+    row = jax.tree.map(lambda column: column[0, index], rows)
+    timesteps = jnp.full(carry.latents.shape[0], row.timesteps)
+    faces = _faces(model, params, conditions, index, timesteps)
+    assert faces is not None
+    shares = model.fusion.attention_share(
+        params["base"]["unet"],
+        carry.latents * row.input_scale,
+        timesteps,
+        conditions.positive,
+        faces,
+    )
+    finest = max(share.shape[1:3] for share in shares.values())
+    resized = [
+        jax.image.resize(share, (share.shape[0], *finest, share.shape[3]), "nearest")
+        for share in shares.values()
+    ]
+    return jnp.mean(jnp.stack(resized), 0)
 
-        `finite` tells of each picture whether it can be shown; `in_float32` decodes again what a
-        16-bit type could not hold.
-        """
-        base = self.base
-        if in_float32:
-            vae = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params["base"]["vae"])
-            params = {"base": {"vae": vae}}
-            base = dataclasses.replace(base, vae=base.vae.clone(dtype=jnp.float32))
 
-        def one(latents: Array) -> tuple[Array, Array]:
-            image = base.decode(params["base"], latents[None])[0]
-            levels = jnp.round((jnp.clip(image, -1, 1) + 1) * 127.5).astype(jnp.uint8)
-            return levels, jnp.isfinite(image).all()
+def decode(
+    model: Model, params: Params, latents: Float[Array, "b h w c"], *, in_float32: bool = False
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, " b"]]:
+    """Latents → grey levels, one image at a time: a large VAE holds no batch at once.
 
-        images, finite = jax.lax.map(one, x["carry"].latents)
-        return {"images": images, "finite": finite}
+    Args:
+        model: structure.
+        params: weights.
+        latents: clean.
+        in_float32: decode so what a 16-bit type could not hold.
+
+    Returns:
+        The images, and of each whether it is finite.
+    """
+    base, weights = model.base, params["base"]["vae"]
+    if in_float32:
+        weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
+        base = dataclasses.replace(base, vae=base.vae.clone(dtype=jnp.float32))
+
+    def one(latents: Array) -> tuple[Array, Array]:
+        image = base.decode({"vae": weights}, latents[None])[0]
+        levels = jnp.round((jnp.clip(image, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        return levels, jnp.isfinite(image).all()
+
+    return jax.lax.map(one, latents)
+
+
+def _with_people(
+    model: Model, params: Params, scene: Scene, conditions: Conditions, grid: tuple[int, int]
+) -> Conditions:
+    people = scene.people
+    assert people is not None
+    height, width = grid
+    conditions = conditions._replace(
+        strength=people.strength,
+        layer_strength=people.layer_strength,
+        photos=people.photos,
+    )
+    visible = jnp.ones(people.owner.shape, jnp.float32)
+    where: dict[str, Any] = {
+        "height": height, "width": width, "masks": people.masks, "owner": people.owner
+    }  # fmt: skip
+    if people.photos is None:
+        faces = model.fusion.faces(params["fusion"], people.states, visible, **where)
+        return conditions._replace(faces=faces)
+    empty = model.base.encode_text(params["base"], scene.empty_ids)
+    bias = model.fusion.face_bias(visible, **where)
+    return conditions._replace(empty=empty, faces=Faces({}, {}, bias))
+
+
+def _faces(
+    model: Model, params: Params, conditions: Conditions, index: Array, timesteps: Array
+) -> Faces | None:
+    """The faces at one step, for b images."""
+    faces = conditions.faces
+    if faces is None:
+        return None
+    assert conditions.strength is not None
+    if conditions.photos is not None:
+        keys, values = _matched_tokens(model, params, conditions, timesteps)
+        faces = faces._replace(keys=keys, values=values)
+
+    def spread(array: Array) -> Array:
+        return jnp.broadcast_to(array, (timesteps.shape[0], *array.shape[1:]))
+
+    faces = faces._replace(
+        keys=jax.tree.map(spread, faces.keys), values=jax.tree.map(spread, faces.values)
+    )
+    return faces.with_strength(conditions.strength[:, index], conditions.layer_strength)
+
+
+def _matched_tokens(
+    model: Model, params: Params, conditions: Conditions, timesteps: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Kf, Vf of photos noised to this step's level (the reference option `matched`)."""
+    photos, schedule = conditions.photos, model.base.schedule
+    assert photos is not None
+    assert conditions.empty is not None
+    a = jnp.interp(
+        timesteps[0],
+        jnp.arange(schedule.num_train_timesteps, dtype=jnp.float32),
+        jnp.asarray(schedule.alphas_cumprod),
+    )
+    # The photos' noise depends on nothing but their place, so that images are repeatable.
+    noise = jax.random.normal(jax.random.key(0), photos.shape[1:])
+    noised = jnp.sqrt(a) * photos + jnp.sqrt(1 - a) * noise[None]
+    states = model.fusion.reference_states(
+        params["base"]["unet"], noised, conditions.empty, timesteps[: len(photos)]
+    )
+    return model.fusion.face_tokens(params["fusion"], states)
+
+
+def _residuals(
+    model: Model, params: Params, conditions: Conditions, latents: Array, timesteps: Array
+) -> dict[str, Any]:
+    """The ControlNet's part, for all branches."""
+    if conditions.control_image is None:
+        return {}
+    assert conditions.control_text is not None
+    assert conditions.control_scale is not None
+    g = conditions.guidance.shape[1]
+    return model.controlnet.residuals(
+        params["controlnet"],
+        latents,
+        timesteps,
+        of_branches(*conditions.control_text, g),
+        of_branches(conditions.control_image, conditions.control_image, g),
+        of_branches(conditions.control_scale, conditions.control_scale, g),
+    )
 
 
 def _normal(seed: Array, stream: Array | int, shape: Sequence[int]) -> Array:
-    """Unit noise of one picture: stream 0 starts it, stream 1 + s is step s."""
+    """Unit noise of one image: stream 0 starts it, stream 1 + s is step s."""
     return jax.random.normal(jax.random.fold_in(jax.random.key(seed), stream), shape)

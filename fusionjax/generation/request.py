@@ -1,104 +1,194 @@
-"""What one image shall show, and what all images of a batch share."""
+"""What one image shall show, what images of a batch share, and whether a model can do it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from fusionjax import photos as photo_files
+from fusionjax import masks as masking
+from fusionjax.diffusion import samplers
 from fusionjax.errors import UserError
+from fusionjax.generation.model import Model
 from fusionjax.identity import Identity
-
-LARGEST_SEED = 2**32 - 1
+from fusionjax.options import HOW, Description, Settings, check_guidance, option
+from fusionjax.photos import PhotoSource, read_photo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-    """What one picture shall show. All of it is data: no value compiles anything.
+class Request(Description):
+    """What one image shall show. All of it is data: no value compiles anything.
 
     Attributes:
-        prompt: what is seen.
-        negative_prompt: what is not.
         identities: the people in it.
         face_strength: λ of each identity; 0 is the base model, 1 the trained strength.
-        face_steps: the share of the steps, from and until, in which faces act.
-        layer_strength: factors on λ by layer name.
         masks: where each identity is, [i, H, W] in [0, 1]. None: no regions.
-        seed: of all noise.
-        guidance_scale: of the classifier-free guidance; 1 is none.
-        face_guidance_scale: None guides text and faces as one. A number guides by the text with
-            `guidance_scale` and by the faces with this, for one more UNet pass a step.
-        latents: the starting noise, [h, w, c], in place of the seed's.
-        image: a picture to start from, [H, W, 3] in [-1, 1]; how far to leave it is
-            `Settings.image_strength`.
-        paint_where: with an image: 1 where it is painted anew, 0 where it stays, [H, W].
+        latents: the unit-variance starting noise, [h, w, c], in place of the seed's.
+        image: an image to start from, [H, W, 3] in [-1, 1]; how far to leave it is
+            `Settings.strength`.
+        mask_image: with an image: 1 where it is painted anew, 0 where it stays, [H, W].
         control_image: the ControlNet's input, [H, W, 3] in [0, 1].
-        control_strength: a factor on the ControlNet's answer.
     """
 
-    prompt: str
-    negative_prompt: str = ""
+    prompt: str = ""
+    guidance_scale: float = option(7.5, "", group=HOW, limits=(1, float("inf")))
     identities: Sequence[Identity] = ()
     face_strength: Sequence[float] | float = 1.0
-    face_steps: tuple[float, float] = (0.0, 1.0)
-    layer_strength: Mapping[str, float] = dataclasses.field(default_factory=dict)
     masks: np.ndarray | None = None
-    seed: int = 0
-    guidance_scale: float = 7.5
-    face_guidance_scale: float | None = None
     latents: np.ndarray | None = None
     image: np.ndarray | None = None
-    paint_where: np.ndarray | None = None
+    mask_image: np.ndarray | None = None
     control_image: np.ndarray | None = None
-    control_strength: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What pictures painted together share; height, width and steps decide what is compiled.
-
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        steps: noise levels to visit.
-        scheduler: one of `schedulers.SCHEDULERS`.
-        image_strength: with `Picture.image`: the share of the steps that is run, in (0, 1].
-        faces_in_negative: show the faces to the guidance's negative branch too.
-    """
-
-    height: int
-    width: int
-    steps: int = 30
-    scheduler: str = "dpmpp_2m"
-    image_strength: float = 0.8
-    faces_in_negative: bool = False
 
 
 class Output(NamedTuple):
-    """What was painted.
+    """What was generated.
 
     Attributes:
-        images: the pictures; None in place of one that is not finite (a warning tells).
+        images: the images, as `output_type` says; None in place of one that is not finite (a
+            warning tells).
         latents: [b, h, w, c], before decoding.
-        seeds: each picture's seed.
+        seeds: each image's seed.
         attention_share: where it was asked for: [b, rows, columns, 1 + r], the share of the
             attention that each place gave to the text and to each photo (of all identities, in
             order), mean of layers, heads and the steps looked at; else None.
     """
 
-    images: list[Image.Image | None]
+    images: Any
     latents: Float[np.ndarray, "b h w c"]
     seeds: list[int]
     attention_share: np.ndarray | None = None
 
 
-def fit_image(
-    source: photo_files.PhotoSource, size: tuple[int, int], *, behind: str = "white"
-) -> np.ndarray:
-    """Reads a picture and scales it to the size that is painted.
+def check_settings(settings: Settings, model: Model) -> None:
+    """Raises UserError for a size or a sampler that the base cannot do."""
+    base = model.base
+    step = base.vae_scale_factor * 2 ** (len(base.unet.down_block_types) - 1)
+    for name, value in zip(("height", "width"), settings.size, strict=True):
+        if value < step or value % step:
+            nearest = max(round(value / step), 1) * step
+            raise UserError(
+                f"{name} is {value}; it must be a multiple of {step}, for example {nearest}"
+            )
+    samplers.plan(base.schedule, settings.scheduler, settings.num_inference_steps)
+
+
+def check_request(request: Request, settings: Settings, model: Model, *, adapter: bool) -> None:
+    """Checks all that can be wrong with a request, without compiling anything.
+
+    Args:
+        request: what to generate.
+        settings: and how.
+        model: with what.
+        adapter: whether one is loaded.
+
+    Raises:
+        UserError: if something is wrong.
+
+    Warns:
+        UserWarning: if a prompt is too long, or a person cannot be seen.
+    """
+    check_settings(settings, model)
+    check_guidance(request, settings)
+    _check_prompt(request.prompt, "the prompt", model)
+    _check_prompt(request.negative_prompt, "the negative prompt", model)
+    _check_people(request, settings, model, adapter=adapter)
+    if request.mask_image is not None:
+        if request.image is None:
+            raise UserError("mask_image is given without an image to paint in")
+        if not request.mask_image.any():
+            raise UserError("mask_image is black everywhere: nothing would be painted")
+    if request.image is not None:
+        samplers.plan(
+            model.base.schedule,
+            settings.scheduler,
+            settings.num_inference_steps,
+            strength=settings.strength,
+        )
+    if request.control_image is not None and model.controlnet is None:
+        raise UserError("a control image is given, but no ControlNet is loaded")
+    if model.controlnet is not None and request.control_image is None:
+        raise UserError("a ControlNet is loaded, but no control image is given")
+
+
+def check_attention_share(requests: Sequence[Request], model: Model) -> None:
+    """Raises UserError where it cannot be measured what photos are attended to."""
+    options = model.fusion.options
+    if options.fusion != "concat" or options.reference != "clean":
+        raise UserError(
+            "attention shares exist for adapters with fusion='concat' and reference='clean'"
+        )
+    if not all(request.identities for request in requests):
+        raise UserError("attention shares are asked for, but an image shows no identity")
+    if any(request.control_image is not None for request in requests):
+        raise UserError("attention shares do not see a ControlNet; leave one of them out")
+
+
+def check_alike(requests: Sequence[Request]) -> None:
+    """Raises UserError unless all requests have masks, images and so on, or none has."""
+    for name in ("masks", "image", "control_image"):
+        if len({getattr(request, name) is not None for request in requests}) > 1:
+            raise UserError(f"some images have {name} and some do not; generate them separately")
+
+
+def _check_people(request: Request, settings: Settings, model: Model, *, adapter: bool) -> None:
+    if request.identities and not adapter:
+        raise UserError(
+            "identities are given, but no adapter is loaded; pass fusion (--fusion) with a "
+            "run's folder or an exported .safetensors"
+        )
+    fusion = model.fusion
+    for number, person in enumerate(request.identities):
+        person.check_fits(model.base.fingerprint, fusion.options.reference, f"identity {number}")
+    strengths = np.asarray(request.face_strength, np.float64)
+    masking.check_strength(strengths, "face_strength")
+    if strengths.ndim and strengths.shape != (len(request.identities),):
+        raise UserError(
+            f"face_strength has {strengths.size} numbers for {len(request.identities)} "
+            "identities; give one for each, or one for all"
+        )
+    for layer in request.layer_strength:
+        if layer not in fusion.layers:
+            raise UserError(
+                f"layer_strength names {layer!r}; the layers are {', '.join(fusion.layers)}"
+            )
+    if request.masks is None:
+        return
+    height, width = settings.size
+    masking.check_masks(
+        request.masks, identities=len(request.identities), height=height, width=width
+    )
+    for number, mask in enumerate(request.masks):
+        if not mask.any():
+            raise UserError(
+                f"mask {number} is empty: its person would have no place; give it some pixels "
+                "or leave the person out"
+            )
+        others = np.delete(request.masks, number, 0).max(0, initial=0)
+        if (np.minimum(mask, 1 - others) <= 0).all():
+            warnings.warn(
+                f"mask {number} lies within the others' masks: its person is not seen there, "
+                "for where masks overlap no face is",
+                stacklevel=5,
+            )
+
+
+def _check_prompt(prompt: str, name: str, model: Model) -> None:
+    """Warns of a prompt that the text encoder cannot take in whole."""
+    longest = model.base.text_encoder.config.max_position_embeddings
+    ids = model.base.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+    if len(ids) > longest:
+        cut = model.base.tokenizer.decode(ids[longest - 1 : -1]).strip()
+        warnings.warn(
+            f"{name} is longer than {longest - 2} tokens; left out: “{cut}”", stacklevel=5
+        )
+
+
+def fit_image(source: PhotoSource, size: tuple[int, int], *, behind: str = "white") -> np.ndarray:
+    """Reads a picture and scales it to the size that is generated.
 
     Args:
         source: see `photos.read_photo`.
@@ -111,7 +201,7 @@ def fit_image(
     Raises:
         UserError: if it cannot be read, or its sides are to each other as no crop could mend.
     """
-    image = photo_files.read_photo(source, behind=behind)
+    image = read_photo(source, behind=behind)
     if image.size != size:
         wide, high = image.width / size[0], image.height / size[1]
         if max(wide, high) > 1.02 * min(wide, high):
@@ -123,8 +213,8 @@ def fit_image(
     return np.asarray(image, np.float32) / 255
 
 
-def fit_mask(source: photo_files.PhotoSource, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """Reads a mask picture and scales it to the size that is painted; transparent is black.
+def fit_mask(source: PhotoSource, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """Reads a mask picture and scales it to the size that is generated; transparent is black.
 
     Args:
         source: see `photos.read_photo`.

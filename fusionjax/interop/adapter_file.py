@@ -25,13 +25,14 @@ from safetensors.numpy import save_file
 
 from fusionjax.errors import UserError
 from fusionjax.files import whole_file
+from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.interop.kinds import kind_of
+from fusionjax.options import FusionOptions
 from fusionjax.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from fusionjax.backend.flax_unet import AttentionLayer
-    from fusionjax.options import FusionOptions
-    from fusionjax.unet import FusionParams
+    from fusionjax.faces import FusionParams
 
 _WEIGHTS = ("kf", "vf")
 METADATA = "fusionjax"
@@ -167,6 +168,15 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
     if not all(value is None or isinstance(value, str) for value in (base, base_fingerprint)):
         raise UserError(f"{path}: the base in its metadata is not a text; export it again")
     return AdapterTensors(weights, options, base, base_fingerprint)
+
+
+def adapter_fingerprint(params: Mapping[str, Mapping[str, Any]]) -> str:
+    """16 hex digits that tell one adapter's kf and vf from another's."""
+    fingerprint = Fingerprint()
+    for layer, pair in params.items():
+        for name, matrix in pair.items():
+            fingerprint.add(f"{layer}.{name}", np.asarray(matrix))
+    return fingerprint.hexdigest()
 
 
 def check_fits(

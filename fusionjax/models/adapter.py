@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fusionjax.embedded import MINI, base_source
+from fusionjax.embedded import MINI, MINI_BASE, MINI_FUSION, base_source, is_mini
 from fusionjax.errors import UserError
 from fusionjax.interop.adapter_file import METADATA, Adapter, load_adapter_file, save_adapter
 from fusionjax.models.checkpoint import Checkpoints, latest_run_step
@@ -44,7 +44,7 @@ def _run_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
-def load_adapter(path: str | Path) -> Adapter:
+def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Loads a trained adapter, its averaged weights.
 
     Args:
@@ -84,6 +84,35 @@ def load_adapter(path: str | Path) -> Adapter:
         base_source(config["base"]),
         config["base_fingerprint"],
     )
+
+
+def find_models(
+    base: str | os.PathLike[str] | None, fusion: str | os.PathLike[str] | None
+) -> tuple[str, Adapter | None]:
+    """The base and the adapter that go together where one of them is not named.
+
+    Args:
+        base: its source; None is the adapter's own, and without an adapter the embedded model.
+        fusion: as for `load_adapter`; None is none, except for the embedded model, which has one.
+
+    Returns:
+        The base's source, and the adapter.
+
+    Raises:
+        UserError: if there is no such adapter, or it does not say what its base is.
+    """
+    if base is None and fusion is None:
+        base = MINI_BASE
+    if base is not None:
+        base = base_source(os.fspath(base))
+        if fusion is None and is_mini(base):
+            fusion = MINI_FUSION
+    adapter = None if fusion is None else load_adapter(fusion)
+    if base is None:
+        if adapter is None or not adapter.base:
+            raise UserError(f"{fusion} does not say which base it was trained on; pass base")
+        base = adapter.base
+    return base, adapter
 
 
 @flax.struct.dataclass

@@ -19,12 +19,14 @@ from jax.sharding import Mesh
 from fusionjax.backend.devices import default_implementation
 from fusionjax.data.batches import stacked
 from fusionjax.data.cache import made_from
-from fusionjax.diffusion.guidance import guided
 from fusionjax.diffusion.noise_schedule import add_noise, min_snr_weight, random_timesteps, target
-from fusionjax.diffusion.samplers import plan, sample
+from fusionjax.diffusion.samplers import plan
 from fusionjax.embedded import MINI, base_source
 from fusionjax.errors import UserError
+from fusionjax.generation.model import Model
+from fusionjax.generation.scene import People
 from fusionjax.interop.adapter_file import save_adapter
+from fusionjax.masks import log_strength
 from fusionjax.models.abstract_base import abstract_base
 from fusionjax.models.adapter import load_adapter
 from fusionjax.models.base import BaseModel
@@ -32,7 +34,7 @@ from fusionjax.unet import FusionUNet
 from train.config import AdapterRun
 from train.examples import cached_latents
 from train.faces import box_weight, nearest_face
-from train.preview import tile
+from train.preview import preview, preview_scene, tile
 from train.step import Batch, Metrics, Params
 
 DTYPES: dict[str, Any] = {
@@ -62,22 +64,25 @@ class AdapterObjective:
             if abstract
             else _on_host(BaseModel.from_pretrained(source, dtype=self._dtype))
         )
-        devices = list(mesh.devices.flat)
-        self._attention = config.attention or default_implementation(config.precision, devices)
+        attention = config.attention or default_implementation(
+            config.precision, list(mesh.devices.flat)
+        )
         self.fusion = FusionUNet(
             self.base.unet,
             config.fusion,
-            attention=self._attention,
+            attention=attention,
             remat=config.remat,
             mesh=mesh if mesh.size > 1 else None,
         )
         # The picture grids are few pictures on one device, whatever the mesh.
-        self._alone = FusionUNet(self.base.unet, config.fusion, attention=self._attention)
+        self._alone = Model(
+            self.base, FusionUNet(self.base.unet, config.fusion, attention=attention)
+        )
         needed = ("unet",) if config.text_states else ("unet", "text_encoder")
         self.frozen: Any = {name: self.base.params[name] for name in needed}
         self._empty = self._empty_text(abstract=abstract)
         self._plan = plan(self.base.schedule, "ddim", 20)
-        self._paint = jax.jit(self._paint_)
+        self._compiled_grid = jax.jit(self._grid)
 
     def source(self, split: str) -> Any:
         """The cached latents of a split; they are computed at first use."""
@@ -187,7 +192,6 @@ class AdapterObjective:
         dropped = no_text.reshape(-1, *[1] * (text.ndim - 1))
         states = self._text(frozen, jnp.where(dropped, self._empty, text))
         faces = self._faces(
-            self.fusion,
             params,
             frozen,
             batch["references"],
@@ -213,7 +217,7 @@ class AdapterObjective:
         chosen = [source[i * (len(source) // count)] for i in range(count)]
         made = [self.make(example, np.random.default_rng(0)) for example in chosen]
         tokens = np.stack([example["tokens"] for example in chosen])
-        shown = self._paint(params, self.base.params, stacked(made), tokens)
+        shown = self._compiled_grid(params, self.base.params, stacked(made), tokens)
         return tile([np.asarray(x) for x in shown], columns=min(count, 12))
 
     def describe(self) -> dict[str, Any]:
@@ -260,7 +264,6 @@ class AdapterObjective:
 
     def _faces(
         self,
-        fusion: FusionUNet,
         params: Params,
         frozen: Any,
         references: jax.Array,
@@ -281,62 +284,46 @@ class AdapterObjective:
             references = add_noise(self.base.schedule, flat, noise, jnp.repeat(t, most)).reshape(
                 references.shape
             )
-        hidden = fusion.reference_states(
+        hidden = self.fusion.reference_states(
             frozen["unet"], references.astype(self._dtype), empty, times
         )
         height, width = size
-        return fusion.faces(
+        return self.fusion.faces(
             params, hidden, strength, height=height, width=width, masks=masks, owner=owner
         )
 
-    def _paint_(
+    def _grid(
         self, params: Params, frozen: Any, batch: Batch, tokens: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """First photos, true pictures, painted with and without the adapter, [n, H, W, 3] each."""
-        real = batch["latents"]
-        count, height, width, _ = real.shape
-        noise = jax.random.normal(jax.random.key(0), real.shape)
-        empty = jnp.repeat(self._text(frozen, self._empty), count, axis=0)
-        states = jnp.asarray(self.base.encode_text(frozen, tokens))
-        text = self._alone.text_tokens(frozen["unet"], jnp.concatenate([empty, states]))
-
-        def faces_at(t: jax.Array) -> Any:
-            return self._faces(
-                self._alone,
-                params,
-                frozen,
-                batch["references"],
-                batch["present"],
-                t,
-                jax.random.key(1),
-                (height, width),
-                batch.get("masks"),
-                batch.get("owner"),
-            )
-
-        # Clean photos look the same at every step; noised ones do not.
+        """First photos, true images, generated with the adapter and without, [n, H, W, 3] each."""
+        real, photos, present = (batch[name] for name in ("latents", "references", "present"))
+        count, *grid, _ = real.shape
+        empty = jnp.asarray(self.base.tokenize([""]))
+        weights = {"base": frozen, "fusion": params}
         matched = self.config.fusion.reference == "matched"
-        clean = None if matched else faces_at(jnp.zeros(count, jnp.int32))
-
-        def painted(*, with_faces: bool) -> jax.Array:
-            def predict(latents: jax.Array, t: jax.Array) -> jax.Array:
-                faces = None  # they belong to the second half, which has the text
-                if with_faces:
-                    faces = faces_at(t[:count].astype(jnp.int32)) if matched else clean
-                return self._alone(frozen["unet"], latents.astype(self._dtype), t, text, faces)
-
-            denoise = guided(predict, self.config.guidance_scale)
-            return sample(denoise, noise, self._plan)
-
-        groups = (
-            batch["references"][:, 0],
-            real,
-            painted(with_faces=True),
-            painted(with_faces=False),
+        states: Any = {}
+        if not matched:
+            text: Any = self.base.encode_text(frozen, empty)
+            states = self._alone.fusion.reference_states(
+                frozen["unet"], photos.astype(self._dtype), text
+            )
+        of_steps = (count, len(self._plan), photos.shape[1])
+        people = People(
+            states=states,
+            photos=photos if matched else None,
+            owner=batch.get("owner", jnp.zeros(present.shape, jnp.int32)),
+            masks=batch.get("masks"),
+            strength=jnp.broadcast_to(log_strength(present)[:, None], of_steps),
+            layer_strength={layer: jnp.zeros(count) for layer in self._alone.fusion.layers},
         )
+        scene = preview_scene(tokens, empty, self._plan, self.config.guidance_scale)
+
+        def generated(people: People | None) -> jax.Array:
+            return preview(self._alone, weights, scene._replace(people=people), self._plan, grid)
+
         return tuple(
             jnp.asarray(self.base.decode(frozen, x.astype(self._dtype)), jnp.float32)
-            for x in groups
+            for x in (photos[:, 0], real, generated(people), generated(None))
         )
 
 

@@ -14,7 +14,6 @@ from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
 from fusionjax.data.cache import made_from, text
 from fusionjax.data.records import open_records
-from fusionjax.diffusion.guidance import guided
 from fusionjax.diffusion.noise_schedule import (
     NoiseSchedule,
     add_noise,
@@ -22,9 +21,10 @@ from fusionjax.diffusion.noise_schedule import (
     random_timesteps,
     target,
 )
-from fusionjax.diffusion.samplers import plan, sample
+from fusionjax.diffusion.samplers import plan
 from fusionjax.embedded import base_source
 from fusionjax.errors import UserError
+from fusionjax.generation.model import Model
 from fusionjax.models.base import BaseModel
 from fusionjax.pixels import decode_image, to_unit
 from fusionjax.unet import FusionUNet
@@ -32,7 +32,7 @@ from train.config import BaseRun
 from train.examples import cached_latents
 from train.export import load_vae
 from train.faces import box_weight, features_boxes
-from train.preview import tile
+from train.preview import preview, preview_scene, tile
 from train.step import Batch, Metrics, Params
 
 
@@ -44,10 +44,10 @@ class BaseModelObjective:
         self.frozen: Any = {}
         self._mesh = mesh
         self.base = _new_base(config)
-        self._denoise = FusionUNet(self.base.unet)
+        self._model = Model(self.base, FusionUNet(self.base.unet))
         self._empty = jnp.asarray(self.base.tokenize([""]))
         self._plan = plan(self.base.schedule, "ddim", 20)
-        self._paint = jax.jit(self._paint_)
+        self._compiled_grid = jax.jit(self._grid)
 
     def source(self, split: str) -> Any:
         """The cached latents of a split; they are computed at first use."""
@@ -111,7 +111,7 @@ class BaseModelObjective:
         drop = jax.random.bernoulli(drop_key, self.config.caption_dropout, (count, 1))
         tokens = jnp.where(drop, self._empty, batch["tokens"])
         states = jnp.asarray(self.base.encode_text(params, tokens))
-        answer = self._denoise(params["unet"], add_noise(schedule, clean, noise, t), t, states)
+        answer = self._model.fusion(params["unet"], add_noise(schedule, clean, noise, t), t, states)
         error = jnp.square(answer - target(schedule, clean, noise, t)).mean(-1)
         weight = batch["weight"]
         each = (weight * error).sum((1, 2)) / weight.sum((1, 2))
@@ -148,7 +148,7 @@ class BaseModelObjective:
         chosen = [records[i * (len(records) // count)] for i in range(count)]
         real = np.stack([to_unit(decode_image(example["image"])) for example in chosen])
         tokens = self.base.tokenize([text(example["caption"]) for example in chosen])
-        return tile([real, self._paint(params, tokens)], columns=columns)
+        return tile([real, self._compiled_grid(params, tokens)], columns=columns)
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -161,21 +161,11 @@ class BaseModelObjective:
     def how_to_use(self, folder: Path) -> str:
         return f"python -m train mini --base {folder}/base"
 
-    def _paint_(self, params: Params, tokens: jax.Array) -> jax.Array:
-        count = tokens.shape[0]
-        unet = self.base.unet
-        noise = jax.random.normal(
-            jax.random.key(0), (count, unet.sample_size, unet.sample_size, unet.in_channels)
-        )
-        states = jnp.asarray(self.base.encode_text(params, jnp.concatenate([self._empty, tokens])))
-        without = jnp.broadcast_to(states[:1], (count, *states.shape[1:]))
-        both = jnp.concatenate([without, states[1:]])
-
-        def predict(latents: jax.Array, t: jax.Array) -> jax.Array:
-            return self._denoise(params["unet"], latents, t, both)
-
-        denoise = guided(predict, self.config.guidance_scale)
-        return jnp.asarray(self.base.decode(self.base.params, sample(denoise, noise, self._plan)))
+    def _grid(self, params: Params, tokens: jax.Array) -> jax.Array:
+        scene = preview_scene(tokens, self._empty, self._plan, self.config.guidance_scale)
+        grid = (self.base.unet.sample_size,) * 2
+        latents = preview(self._model, {"base": params}, scene, self._plan, grid)
+        return jnp.asarray(self.base.decode(self.base.params, latents))
 
 
 def _new_base(config: BaseRun) -> BaseModel:
