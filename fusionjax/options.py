@@ -271,6 +271,10 @@ class Settings:
         "dpmpp_2m", f"the sampler, one of {', '.join(SCHEDULERS)}", group=HOW, choices=SCHEDULERS,
         metavar="NAME",
     )  # fmt: skip
+    clip_skip: int | None = option(
+        None, "leave out so many of the text encoder's last layers", group=HOW, limits=(0, 99),
+        metavar="N",
+    )  # fmt: skip
     strength: float = option(
         0.8, "how far to leave --image, in (0, 1]: the share of the steps that is run", group=START,
         limits=(0, 1), above=True, metavar="S", flags=("--strength", "--image-strength"),

@@ -396,5 +396,5 @@ class FusionUNet:
         check_halves(self.unet, height, width)
         if isinstance(text, TextTokens):
             return text
-        check_axes("text", text, "b t d", b=b)
+        check_axes("text", text, "b t d", b=b, d=self.unet.cross_attention_dim)
         return self.text_tokens(unet_params, text)

@@ -115,6 +115,19 @@ def test_a_swapped_pair_of_weights_would_be_noticed(pipe, base):
     assert relative(base.encode_text(params, ids), theirs) > 0.1
 
 
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_skipped_layers_are_those_that_diffusers_skips(pipe, base, clip_skip):
+    ids = base.tokenize(["a person reading", ""])
+    with torch.no_grad():
+        theirs, _ = pipe.encode_prompt(
+            ["a person reading", ""], "cpu", 1, do_classifier_free_guidance=False,
+            clip_skip=clip_skip,
+        )  # fmt: skip
+    ours = base.encode_text(base.params, ids, clip_skip=clip_skip)
+    assert relative(ours, theirs.numpy()) < TOLERANCE
+    assert relative(ours, base.encode_text(base.params, ids)) > 0.01
+
+
 def test_encoding_draws_from_the_posterior_as_pytorch_does(pipe, base):
     images = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():

@@ -391,6 +391,11 @@ def test_faces_in_the_negative_branch_change_the_picture(paint):
         paint(faces_in_negative=True, face_guidance_scale=2.0)
 
 
+def test_fewer_layers_of_the_text_encoder_read_the_prompt_otherwise(paint):
+    assert levels_apart(paint().images[0], paint(clip_skip=1).images[0]) > 1
+    assert levels_apart(paint().images[0], paint(clip_skip=0).images[0]) == 0
+
+
 def test_a_pipeline_without_an_adapter_paints_from_text(people, paint):
     plain = make_pipe(fusion=False)
     picture = plain("a person in a garden", num_inference_steps=STEPS, seed=5).images[0]
@@ -436,6 +441,7 @@ MASKS = np.ones((2, 64, 64), np.float32)
         ),
         ({"image": tiny.photo(1, 96)[:, :64]}, "another shape than 64×64"),
         ({"control_image": tiny.photo(1)}, "no ControlNet is loaded"),
+        ({"clip_skip": 2}, r"clip_skip is 2; the text encoder has 2 layers, so .* 0\.\.1"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_compiled(pipe, paint, options, message):

@@ -43,7 +43,7 @@ TEXT = {
     "vocab_size": 514,
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "max_position_embeddings": 77,
     "bos_token_id": 512,

@@ -139,7 +139,9 @@ def _generate_batch(
     )
     scene = make_scene(_filled(requests, per_device * devices), settings, plan, model)
     grid = model.grid(*settings.size)
-    conditions, carry = runner.run(programs.condition, devices, scene, grid=grid)
+    conditions, carry = runner.run(
+        programs.condition, devices, scene, grid=grid, clip_skip=settings.clip_skip
+    )
 
     rows = jax.tree.map(lambda column: column[None], plan.rows)
     done, shares = 0, []

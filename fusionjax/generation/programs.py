@@ -76,7 +76,12 @@ def encode_photo(
 
 
 def condition(
-    model: Model, params: Params, scene: Scene, *, grid: tuple[int, int]
+    model: Model,
+    params: Params,
+    scene: Scene,
+    *,
+    grid: tuple[int, int],
+    clip_skip: int | None = None,
 ) -> tuple[Conditions, Carry]:
     """What the UNet attends to, and the latents before the first step.
 
@@ -85,10 +90,11 @@ def condition(
         params: weights.
         scene: the batch.
         grid: rows and columns of the latents.
+        clip_skip: how many of the text encoder's last layers are left out.
     """
     base, b = model.base, scene.ids.shape[0]
     ids = jnp.concatenate([scene.negative_ids, scene.ids])
-    text: Any = base.encode_text(params["base"], ids)
+    text: Any = base.encode_text(params["base"], ids, clip_skip=clip_skip)
     tokens = model.fusion.text_tokens(params["base"]["unet"], text)
     noise = jax.vmap(lambda seed: _normal(seed, 0, (*grid, base.unet.in_channels)))(scene.seeds)
     if scene.latents is not None and scene.is_given is not None:

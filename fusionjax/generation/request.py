@@ -73,6 +73,12 @@ def check_settings(settings: Settings, model: Model) -> None:
             raise UserError(
                 f"{name} is {value}; it must be a multiple of {step}, for example {nearest}"
             )
+    layers = base.text_encoder.config.num_hidden_layers
+    if (settings.clip_skip or 0) >= layers:
+        raise UserError(
+            f"clip_skip is {settings.clip_skip}; the text encoder has {layers} layers, so it must "
+            f"be in 0..{layers - 1}"
+        )
     samplers.plan(base.schedule, settings.scheduler, settings.num_inference_steps)
 
 

@@ -163,21 +163,34 @@ class BaseModel:
         )
         return encoded["input_ids"].astype(np.int32)
 
-    def encode_text(self, params: Params, token_ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def encode_text(
+        self, params: Params, token_ids: Int[Array, "b t"], *, clip_skip: int | None = None
+    ) -> Float[Array, "b t d"]:
         """The text states that the UNet's cross-attention reads.
 
         Args:
             params: `self.params` or a tree like it.
             token_ids: from `tokenize`.
+            clip_skip: how many of the last layers are left out.
 
         Returns:
-            The last hidden state after the final layer norm.
+            The last hidden state that is not left out, after the final layer norm.
         """
         positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
         output = self.text_encoder.apply(
-            {"params": params["text_encoder"]}, token_ids, jnp.ones_like(token_ids), positions
+            {"params": params["text_encoder"]},
+            token_ids,
+            jnp.ones_like(token_ids),
+            positions,
+            output_hidden_states=bool(clip_skip),
         )
-        return output.last_hidden_state
+        if not clip_skip:
+            return output.last_hidden_state
+        epsilon = self.text_encoder.config.layer_norm_eps
+        norm = nn.LayerNorm(epsilon=epsilon, dtype=self.text_encoder.dtype)
+        weights = params["text_encoder"]["text_model"]["final_layer_norm"]
+        normed: Any = norm.apply({"params": weights}, output.hidden_states[-1 - clip_skip])
+        return normed
 
     def encode_image(
         self,
