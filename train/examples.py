@@ -1,15 +1,24 @@
-"""Cached latents of a dataset's split, computed with a progress bar when first asked for."""
+"""From a dataset's rows to batches: cached latents, and what of them an adapter is shown.
+
+Legend: p people, h w rows and columns of the latents, c channels.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fusionjax.backend.sharding import batch_sharding, make_mesh
 from fusionjax.data import build_cache, cache
 from fusionjax.data.records import open_records
+from fusionjax.errors import UserError
 from fusionjax.models.base import BaseModel
+from train.config import AdapterRun
+from train.faces import box_weight, nearest_face
 from train.processes import by_the_first
 
 BATCH = 64
@@ -84,3 +93,67 @@ def cached_latents(
         where = place / "skipped.tsv"
         tqdm.write(f"{latents.skipped} examples of {split} cannot be used; {where} lists them")
     return latents
+
+
+def with_references(
+    example: dict[str, Any], rng: np.random.Generator, config: AdapterRun
+) -> dict[str, np.ndarray]:
+    """Draws the references: up to `config.references` of the photos, first one of each person.
+
+    Args:
+        example: Of the cache.
+        rng: Decides which photos, how many, and in which order.
+        config: The run.
+
+    Returns:
+        The arrays, see `shapes_with_references`.
+    """
+    photos, owners, boxes = (example[name] for name in ("references", "owners", "face_boxes"))
+    if not len(photos):
+        raise UserError("an example of the cache has no reference; make the cache again")
+    most = config.references
+    shown = min(most, len(np.unique(owners)))
+    count = int(rng.integers(shown, min(most, len(photos)) + 1))
+    order = rng.permutation(len(photos))
+    _, firsts = np.unique(owners[order], return_index=True)
+    order = np.concatenate([order[np.sort(firsts)], np.delete(order, firsts)])[:count]
+    references = np.zeros((most, *photos.shape[1:]), np.float32)
+    references[:count] = photos[order]
+    size = example["latents"].shape[:2]
+    arrays = {
+        "latents": example["latents"],
+        "text": example["text_states" if config.text_states else "tokens"],
+        "references": references,
+        "present": (np.arange(most) < count).astype(np.float32),
+        "weight": box_weight(boxes, size, config.face_weight),
+    }
+    if config.people > 1:
+        arrays["owner"] = np.zeros(most, np.int32)
+        arrays["owner"][:count] = owners[order]
+        arrays["masks"] = nearest_face(boxes, size, config.people)
+    return arrays
+
+
+def shapes_with_references(config: AdapterRun, unet: Any, text: Any) -> dict[str, Any]:
+    """What `with_references` gives, batched.
+
+    Args:
+        config: The run.
+        unet: Whose latents.
+        text: One caption as the batch holds it, [1, ...].
+    """
+    grid, most = (unet.sample_size, unet.sample_size), config.references
+    shapes = {
+        "latents": (*grid, unet.in_channels),
+        "references": (most, *grid, unet.in_channels),
+        "present": (most,),
+        "weight": grid,
+        "text": text.shape[1:],
+    }
+    if config.people > 1:
+        shapes |= {"masks": (config.people, *grid), "owner": (most,)}
+    dtypes = {"owner": jnp.int32, "text": text.dtype}
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtypes.get(name, jnp.float32))
+        for name, shape in shapes.items()
+    }

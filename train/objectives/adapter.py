@@ -22,7 +22,6 @@ from fusionjax.data.cache import made_from
 from fusionjax.diffusion.noise_schedule import add_noise, min_snr_weight, random_timesteps, target
 from fusionjax.diffusion.samplers import plan
 from fusionjax.embedded import MINI, base_source
-from fusionjax.errors import UserError
 from fusionjax.generation.model import Model
 from fusionjax.generation.scene import People
 from fusionjax.interop.adapter_file import save_adapter
@@ -32,8 +31,7 @@ from fusionjax.models.adapter import load_adapter
 from fusionjax.models.base import BaseModel
 from fusionjax.unet import FusionUNet
 from train.config import AdapterRun
-from train.examples import cached_latents
-from train.faces import box_weight, nearest_face
+from train.examples import cached_latents, shapes_with_references, with_references
 from train.preview import preview, preview_scene, tile
 from train.step import Batch, Metrics, Params
 
@@ -107,60 +105,10 @@ class AdapterObjective:
         return made_from(self.base, config.data.folder, text_states=config.text_states)
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draws the references: up to `config.references` of the photos, first one of each person.
-
-        Args:
-            example: Of the cache.
-            rng: Decides which photos, how many, and in which order.
-
-        Returns:
-            The arrays, see `batch_shapes`.
-        """
-        photos, owners, boxes = (example[name] for name in ("references", "owners", "face_boxes"))
-        if not len(photos):
-            raise UserError("an example of the cache has no reference; make the cache again")
-        most = self.config.references
-        shown = min(most, len(np.unique(owners)))
-        count = int(rng.integers(shown, min(most, len(photos)) + 1))
-        order = rng.permutation(len(photos))
-        _, firsts = np.unique(owners[order], return_index=True)
-        order = np.concatenate([order[np.sort(firsts)], np.delete(order, firsts)])[:count]
-        references = np.zeros((most, *photos.shape[1:]), np.float32)
-        references[:count] = photos[order]
-        size = example["latents"].shape[:2]
-        arrays = {
-            "latents": example["latents"],
-            "text": example["text_states" if self.config.text_states else "tokens"],
-            "references": references,
-            "present": (np.arange(most) < count).astype(np.float32),
-            "weight": box_weight(boxes, size, self.config.face_weight),
-        }
-        if self.config.people > 1:
-            arrays["owner"] = np.zeros(most, np.int32)
-            arrays["owner"][:count] = owners[order]
-            arrays["masks"] = nearest_face(boxes, size, self.config.people)
-        return arrays
+        return with_references(example, rng, self.config)
 
     def batch_shapes(self) -> dict[str, Any]:
-        """What `make` gives, batched."""
-        unet, count, most = self.base.unet, self.config.batch_size, self.config.references
-        grid = (unet.sample_size, unet.sample_size)
-        shapes = {
-            "latents": (*grid, unet.in_channels),
-            "references": (most, *grid, unet.in_channels),
-            "present": (most,),
-            "weight": grid,
-            "masks": (self.config.people, *grid),
-            "owner": (most,),
-            "text": self._empty.shape[1:],
-        }
-        if self.config.people == 1:
-            del shapes["masks"], shapes["owner"]
-        dtypes = {"owner": jnp.int32, "text": self._empty.dtype}
-        return {
-            name: jax.ShapeDtypeStruct((count, *shape), dtypes.get(name, jnp.float32))
-            for name, shape in shapes.items()
-        }
+        return shapes_with_references(self.config, self.base.unet, self._empty)
 
     def init(self, key: jax.Array, frozen: Any) -> Params:
         return self.fusion.init(key, frozen["unet"])
