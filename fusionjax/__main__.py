@@ -1,11 +1,14 @@
-"""`python -m fusionjax COMMAND`: what is neither training nor sampling.
+"""fusionjax: Stable Diffusion 1.5 that keeps a person's face.
 
-    python -m fusionjax export RUN_DIR adapter.safetensors    an adapter for PyTorch, or to share
-    python -m fusionjax import adapter.safetensors DIR        back into a run's folder
-    python -m fusionjax evaluate --suite mini --fusion RUN_DIR --output DIR
-    python -m fusionjax cache …                               a dataset's latents, computed once
+    fusionjax sample …                                images of people
+    fusionjax train [CONFIG] …                        an adapter of your own
+    fusionjax export RUN_DIR adapter.safetensors      it, for PyTorch, or to share
+    fusionjax import adapter.safetensors DIR          back into a run's folder
+    fusionjax evaluate --output DIR …                 tables and contact sheets
+    fusionjax cache …                                 a dataset's latents, computed once
 
-`python -m fusionjax COMMAND --help` says more. Only what a command needs is imported.
+`fusionjax COMMAND --help` says more; `python -m fusionjax`, `python -m sample` and
+`python -m train` are the same. Only what a command needs is imported.
 """
 
 import argparse
@@ -13,10 +16,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from fusionjax.command import run_command
+
 # Commands with a command line of their own: the module whose `main(arguments)` runs them.
 _ELSEWHERE = {
-    "evaluate": "fusionjax.evaluation.__main__",
     "cache": "fusionjax.data.cache_command",
+    "evaluate": "fusionjax.evaluation.__main__",
+    "sample": "sample.__main__",
+    "train": "train.main",
 }
 
 
@@ -33,24 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in _ELSEWHERE:
         return importlib.import_module(_ELSEWHERE[arguments[0]]).main(arguments[1:])
     args = _parser().parse_args(arguments)
-    from fusionjax.errors import UserError
-    from fusionjax.models import adapter as commands
 
-    try:
+    def body() -> None:
+        from fusionjax.models import adapter
+
         if args.command == "export":
-            commands.export_adapter(args.fusion, args.output)
+            adapter.export_adapter(args.fusion, args.output)
         else:
-            commands.import_adapter(args.adapter, args.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(args.output)
-    return 0
+            adapter.import_adapter(args.adapter, args.output)
+        print(args.output)
+
+    return run_command(body)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fusionjax",
+        prog="fusionjax",
+        usage="fusionjax COMMAND …",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     back = commands.add_parser("import", help="make a run's folder from an exported adapter")
     back.add_argument("adapter", help="an exported adapter, *.safetensors")
     back.add_argument("output", help="the folder to make")
-    commands.add_parser("evaluate", help="measure an adapter: tables and contact sheets")
-    commands.add_parser("cache", help="compute a dataset's latents once")
+    for name in _ELSEWHERE:
+        commands.add_parser(name)
     return parser
 
 

@@ -22,9 +22,9 @@ from fusionjax.evaluation import (
     measure,
     metrics,
     recogniser,
+    recogniser_training,
     report,
     suite,
-    train_recogniser,
     verification,
 )
 from fusionjax.evaluation.__main__ import main
@@ -221,7 +221,7 @@ def test_the_margin_loss_by_hand():
     centres = jnp.array([[2.0, 0.0], [0.0, 3.0]])
     own, other = np.cos(np.pi / 3 + 0.3), np.cos(np.pi / 6)
     expected = np.log(1 + np.exp(10 * (other - own)))
-    loss = train_recogniser.margin_loss(embeddings, centres, jnp.array([0]), 0.3, 10.0)
+    loss = recogniser_training.margin_loss(embeddings, centres, jnp.array([0]), 0.3, 10.0)
     np.testing.assert_allclose(loss, [expected], rtol=1e-5)
 
 
@@ -231,16 +231,16 @@ def test_verification_accuracy_by_hand():
         different=np.array([0.5, 0.9, 0.8, 0.7]),
         alike=np.array([0.5]),
     )
-    assert train_recogniser.accuracy(pairs, 0.4) == pytest.approx((0.75 + 1) / 2)
-    assert train_recogniser.best_threshold(pairs) in (0.5, 0.7)
-    assert train_recogniser.accuracy(pairs, 0.5) == pytest.approx(0.875)
+    assert verification.accuracy(pairs, 0.4) == pytest.approx((0.75 + 1) / 2)
+    assert verification.best_threshold(pairs) in (0.5, 0.7)
+    assert verification.accuracy(pairs, 0.5) == pytest.approx(0.875)
 
 
 @pytest.mark.slow
 def test_a_recogniser_can_be_trained_on_a_few_people(tmp_path):
     mini_faces.build(tmp_path / "faces", people=8, pictures_per_person=1, scenes=0, processes=1)
     told = []
-    measured = train_recogniser.train_recogniser(
+    measured = recogniser_training.train_recogniser(
         tmp_path / "faces", tmp_path / "out", steps=3, batch=6,
         report=lambda *each: told.append(each),
     )  # fmt: skip
@@ -250,12 +250,12 @@ def test_a_recogniser_can_be_trained_on_a_few_people(tmp_path):
     judge = Recogniser.from_pretrained(tmp_path / "out" / "recogniser.safetensors")
     assert judge.threshold == measured["threshold"]
     with pytest.raises(UserError, match=r"holds no dataset_info.json; build it with"):
-        train_recogniser.train_recogniser(tmp_path, tmp_path / "out")
+        recogniser_training.train_recogniser(tmp_path, tmp_path / "out")
 
 
 def test_the_face_network_does_not_go_on_from_a_file(tmp_path):
     with pytest.raises(UserError, match="add --networks reader, or leave --go-on out"):
-        train_recogniser.train_recogniser(tmp_path, tmp_path / "out", go_on=True)
+        recogniser_training.train_recogniser(tmp_path, tmp_path / "out", go_on=True)
 
 
 # --- the suite -------------------------------------------------------------------------------

@@ -10,11 +10,20 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from fusionjax.embedded import MINI_BASE
 from fusionjax.errors import UserError, a_share, at_least
 from fusionjax.files import write_whole
 from fusionjax.options import FusionOptions, Implementation
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def may_change(default: Any) -> Any:
+    """A field whose value a run that goes on may have otherwise than it was begun with."""
+    metadata = {"may_change": True}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _check_gamma(gamma: float | None) -> None:
@@ -38,9 +47,9 @@ class DataConfig:
     """With `build_people`: so many pictures of two and three people too, in a split `scenes`."""
     most_skipped: float = 0.05
     """Largest share of a split that may be unusable (unreadable picture, no caption, no face)."""
-    threads: int = 2
+    threads: int = may_change(2)
     """Threads that read and decode ahead of the device; the order never depends on them."""
-    buffered_batches: int = 4
+    buffered_batches: int = may_change(4)
     """Batches kept ready."""
 
     def __post_init__(self) -> None:
@@ -166,13 +175,13 @@ class ValidationConfig:
 class RunConfig:
     """What every run has, whatever it trains."""
 
-    name: str = "run"
+    name: str = may_change("run")
     """Name of the run; its folder is runs/<name>-<time>."""
-    output: str | None = None
+    output: str | None = may_change(None)
     """The run's folder, if not that. An existing run there is continued."""
-    resume: bool = True
+    resume: bool = may_change(True)
     """Continue the run found in the output folder; otherwise a run there is an error."""
-    init_from: str | None = None
+    init_from: str | None = may_change(None)
     """What a fresh run starts from: another run (its averaged weights), or what such a run writes:
     an adapter's .safetensors, a base model's folder, a folder that holds `vae/`."""
     steps: int = 1000
@@ -184,16 +193,16 @@ class RunConfig:
     precision: Precision = "float32"
     """What the networks compute in; trained weights and their sums are always float32.
     float16 uses dynamic loss scaling (V100); bfloat16 is for TPU and Ampere or later."""
-    max_skipped_in_row: int = 20
+    max_skipped_in_row: int = may_change(20)
     """A step whose gradient is not finite is skipped; so many in a row stop the run."""
-    log_every_steps: int = 10
+    log_every_steps: int = may_change(10)
     """Steps between lines of metrics.jsonl."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    mesh: MeshConfig = may_change(MeshConfig)
+    distributed: DistributedConfig = may_change(DistributedConfig)
+    checkpoint: CheckpointConfig = may_change(CheckpointConfig)
+    validation: ValidationConfig = may_change(ValidationConfig)
 
     def __post_init__(self) -> None:
         at_least(
@@ -281,7 +290,7 @@ class BaseRun(RunConfig):
 
     autoencoder: str = "runs/mini_vae"
     """Run folder of the autoencoder."""
-    tokenizer: str = "fusionjax/assets/mini/tokenizer"
+    tokenizer: str = str(MINI_BASE / "tokenizer")
     """Folder of the CLIP tokenizer."""
     block_out_channels: tuple[int, ...] = (64, 128, 192)
     """UNet channels by level, multiples of 32."""
@@ -309,7 +318,7 @@ class BaseRun(RunConfig):
     """Weight of a second loss: the text states after a caption's end should tell its words."""
     min_snr_gamma: float | None = None
     """Ceiling of the signal-to-noise ratio in the loss weight; None weights all alike."""
-    guidance_scale: float = 4.0
+    guidance_scale: float = may_change(4.0)
     """Classifier-free guidance in the picture grids."""
 
     def __post_init__(self) -> None:
@@ -340,7 +349,7 @@ class AdapterRun(RunConfig):
     """The base model: "mini" is the embedded one, else a diffusers folder, file or hub id."""
     fusion: FusionOptions = dataclasses.field(default_factory=FusionOptions)
     """How faces are seen; recorded with every checkpoint."""
-    cache: str | None = None
+    cache: str | None = may_change(None)
     """Folder of cached latents (`python -m fusionjax cache`). None makes them beside the data."""
     text_states: bool = False
     """Cache the captions' text states too (118 kB each for SD 1.5), so that the text encoder need
@@ -361,11 +370,11 @@ class AdapterRun(RunConfig):
     """Weight of the loss inside each face's box; outside it is 1."""
     min_snr_gamma: float | None = None
     """Ceiling of the signal-to-noise ratio in the loss weight (5 in the paper); None: no weight."""
-    attention: Implementation | None = None
+    attention: Implementation | None = may_change(None)
     """Attention implementation; None is the platform's fastest."""
-    remat: bool = False
+    remat: bool = may_change(False)
     """Keep only block outputs for the backward pass: less memory, about a third more time."""
-    guidance_scale: float = 4.0
+    guidance_scale: float = may_change(4.0)
     """Classifier-free guidance in the picture grids."""
 
     def __post_init__(self) -> None:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from fusionjax.backend.sharding import batch_sharding, make_mesh
+from fusionjax.command import progress_bar
 from fusionjax.data import build_cache, cache
 from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
@@ -60,12 +60,7 @@ def cached_latents(
     sharding = batch_sharding(make_mesh(devices=devices))
 
     def opened() -> cache.CachedLatents:
-        with tqdm(desc=f"latents of {split}", unit="picture", delay=0.5) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with progress_bar(f"latents of {split}", delay=0.5) as progress:
             return build_cache.cached_latents(
                 folder,
                 lambda: open_records(data, split),
@@ -91,7 +86,7 @@ def cached_latents(
     latents = opened()
     if new and latents.skipped and jax.process_index() == 0:
         where = place / "skipped.tsv"
-        tqdm.write(f"{latents.skipped} examples of {split} cannot be used; {where} lists them")
+        print(f"{latents.skipped} examples of {split} cannot be used; {where} lists them")
     return latents
 
 

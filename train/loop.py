@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from fusionjax.backend.sharding import frozen_sharding, make_mesh, put_batch, replicated
+from fusionjax.command import progress_bar
 from fusionjax.data.batches import Batches, stacked
 from fusionjax.errors import UserError
 from fusionjax.files import make_folder
@@ -144,12 +144,7 @@ def _build_data(config: RunConfig) -> None:
     def draw() -> None:
         from fusionjax.data import mini_faces
 
-        with tqdm(desc="drawing the mini world", unit="picture") as bar:
-
-            def progress(drawn: int, total: int) -> None:
-                bar.total = total
-                bar.update(drawn - bar.n)
-
+        with progress_bar("drawing the mini world") as progress:
             mini_faces.build(
                 config.data.folder,
                 people=config.data.build_people,

@@ -1,5 +1,6 @@
 """Where a run lies, whether it is continued, and what a fresh one starts from."""
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fusionjax.embedded import base_source
 from fusionjax.errors import UserError
 from fusionjax.models.checkpoint import Checkpoints, latest_run_step
 from train.config import RunConfig
@@ -29,31 +31,34 @@ def is_continued(config: RunConfig, folder: Path) -> bool:
         return False
     if not config.resume:
         raise UserError(f"{str(folder)!r} already holds a run; name another --output")
-    before, now = json.loads((folder / "config.json").read_text()), config.to_json()
-    harmless = {
-        "name", "output", "resume", "init_from", "log_every_steps", "mesh", "checkpoint",
-        "validation", "max_skipped_in_row", "distributed", "data.threads", "data.buffered_batches",
-        "cache", "attention", "remat", "guidance_scale",
-    }  # fmt: skip
-    was, is_now = _flat(before), _flat(now)
-    for name in sorted(is_now):
-        if not harmless & {name, name.partition(".")[0]} and was.get(name) != is_now[name]:
+    before = json.loads((folder / "config.json").read_text())
+    for name, now in {"kind": type(config).__name__, **_fixed(config)}.items():
+        was: Any = before
+        for part in name.split("."):
+            was = was.get(part) if isinstance(was, dict) else None
+        now = json.loads(json.dumps(now))
+        if name == "base":  # it is written in full
+            was, now = base_source(was or ""), base_source(now)
+        if was != now:
             raise UserError(
-                f"{str(folder)!r} was begun with {name} {was.get(name)!r} and is to be "
-                f"continued with {is_now[name]!r}; name another --output or leave {name} as it was"
+                f"{str(folder)!r} was begun with {name} {was!r} and is to be "
+                f"continued with {now!r}; name another --output or leave {name} as it was"
             )
     return True
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by the names that the command line has for them."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+def _fixed(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings that stay when a run goes on, by the command line's names."""
+    fixed: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("may_change"):
+            continue
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            fixed |= _fixed(value, f"{prefix}{field.name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            fixed[prefix + field.name] = value
+    return fixed
 
 
 def check_same_base(folder: Path, now: dict[str, Any]) -> None:

@@ -9,10 +9,9 @@ instance on another machine.
 
 import argparse
 import functools
-import sys
 from collections.abc import Sequence
 
-from fusionjax.errors import UserError
+from fusionjax.command import progress_bar, run_command
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,17 +46,11 @@ def main(arguments: Sequence[str]) -> int:
         "--most-skipped", type=float, default=0.05, help="share of bad examples that may be skipped"
     )
     args = parser.parse_args(arguments)
-    try:
-        _write(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _write(args))
 
 
 def _write(args: argparse.Namespace) -> None:
     import jax
-    from tqdm import tqdm
 
     from fusionjax.data.build_cache import cached_latents
     from fusionjax.data.cache import made_from
@@ -70,12 +63,7 @@ def _write(args: argparse.Namespace) -> None:
     encode_text = jax.jit(base.encode_text)
     about = made_from(base, args.data, text_states=args.text_states)
     for split in args.splits:
-        with tqdm(desc=split, unit="picture", delay=0.5) as bar:
-
-            def progress(done: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with progress_bar(split, delay=0.5) as progress:
             cache = cached_latents(
                 args.output,
                 functools.partial(open_records, args.data, split),

@@ -21,64 +21,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from fusionjax import photos
+from fusionjax.command import progress_bar, run_command
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 Example = dict[str, Any]
-
-
-def features() -> tfds.features.FeaturesDict:
-    """The record's fields, as every dataset that is trained on has them.
-
-    One with pictures of several people has `face_boxes` [people, 4] in place of `face_box`, and
-    `owners`, the number of the person whom each of the references shows.
-    """
-    picture = tfds.features.Image(encoding_format="jpeg")
-    return tfds.features.FeaturesDict(
-        {
-            "image": picture,
-            "caption": tfds.features.Text(),
-            "references": tfds.features.Sequence(picture),
-            "identity": tfds.features.Text(),
-            "face_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-        }
-    )
-
-
-class FacePairs(tfds.core.GeneratorBasedBuilder):
-    """The builder; `build` runs it."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    name = "face_pairs"
-
-    def __init__(self, *, splits: dict[str, list[Example]], **kwargs: Any) -> None:
-        self._splits = splits
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(features=features())
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Example]]]:
-        del dl_manager  # nothing is downloaded
-        return {name: self._generate_examples(found) for name, found in self._splits.items()}
-
-    def _generate_examples(self, found: list[Example]) -> Iterator[tuple[str, Example]]:
-        for number, example in enumerate(found):
-            files = {
-                "image": io.BytesIO(example["image"]),
-                "references": [io.BytesIO(photo) for photo in example["references"]],
-            }
-            yield f"{number:08d}", {**example, **files}
 
 
 def build(
@@ -109,6 +65,8 @@ def build(
     Raises:
         UserError: if there are no pictures, too many were skipped, or the folder is in use.
     """
+    from fusionjax.data.builders import FacePairs  # here: `--help` needs no TFDS
+
     root, target = Path(pictures), Path(folder)
     if target.exists():
         raise UserError(f"{str(target)!r} already exists; remove it or name another")
@@ -239,8 +197,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(
         prog="python -m fusionjax.data.face_pairs",
         description=__doc__,
@@ -257,21 +213,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--most-skipped", type=float, default=0.2, help="share that may be skipped (%(default)s)"
     )
     args = parser.parse_args(arguments)
-    try:
-        with tqdm(unit="picture") as bar:
 
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+    def body() -> None:
+        with progress_bar("reading pictures") as progress:
             reasons = build(**vars(args), progress=progress)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for reason, count in reasons.most_common():
-        print(f"skipped: {count} {reason}")
-    print(args.folder)
-    return 0
+        for reason, count in reasons.most_common():
+            print(f"skipped: {count} {reason}")
+        print(args.folder)
+
+    return run_command(body)
 
 
 if __name__ == "__main__":

@@ -13,104 +13,17 @@ those of all people in the picture, from left to right, and `owners` says for ea
 `references` whose photo it is.
 """
 
-import contextlib
-import functools
-import io
-import multiprocessing
+import argparse
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-
+from fusionjax.command import progress_bar, run_command
 from fusionjax.errors import UserError
-from fusionjax.mini.drawing import PICTURE_PIXELS
-from fusionjax.mini.examples import Example, Plan, draw_part
-from fusionjax.mini.people import SPLITS
-
-_PEOPLE_PER_TASK = 8
-
-
-class MiniFaces(tfds.core.GeneratorBasedBuilder):
-    """Drawn people with captions, reference photos and all attributes."""
-
-    name = "mini_faces"
-    VERSION = tfds.core.Version("2.0.0")
-    pkg_dir_path = Path(__file__).parent
-
-    def __init__(
-        self,
-        *,
-        plan: Plan | None = None,
-        processes: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.plan = plan or Plan()
-        self.processes = os.cpu_count() or 1 if processes is None else processes
-        self.progress = progress
-        self._drawn = 0
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _log_download_bytes(self) -> None:
-        """Nothing is printed; `progress` reports."""
-
-    def _log_download_done(self) -> None:
-        """Likewise."""
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        picture = tfds.features.Image(
-            shape=(PICTURE_PIXELS, PICTURE_PIXELS, 3), encoding_format="png"
-        )
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Drawn people in varying circumstances; see fusionjax.mini.drawing.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": picture,
-                    "caption": tfds.features.Text(),
-                    "references": tfds.features.Sequence(picture),
-                    "owners": tfds.features.Sequence(np.int32),
-                    "identity": tfds.features.Text(),
-                    "face_boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
-                    "attributes": tfds.features.Text(),
-                }
-            ),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
-        del dl_manager  # nothing is downloaded
-        sizes = {split: len(self.plan.people_of(split)) for split in SPLITS}
-        if self.plan.scenes:
-            sizes["scenes"] = self.plan.scenes
-        return {split: self._generate_examples(split, size) for split, size in sizes.items()}
-
-    def _generate_examples(self, split: str, size: int) -> Iterator[Example]:
-        starts = range(0, size, _PEOPLE_PER_TASK)
-        tasks = [(split, start, min(start + _PEOPLE_PER_TASK, size)) for start in starts]
-        total = self.plan.total_pictures()
-        draw = functools.partial(draw_part, plan=self.plan)
-        with contextlib.ExitStack() as stack:
-            if self.processes == 1:
-                parts: Iterator[list[Example]] = map(draw, tasks)
-            else:
-                spawn = multiprocessing.get_context("spawn")
-                pool = stack.enter_context(spawn.Pool(min(self.processes, len(tasks))))
-                parts = pool.imap(draw, tasks)
-            for examples in parts:
-                for key, example in examples:
-                    files = {
-                        "image": io.BytesIO(example["image"]),
-                        "references": [io.BytesIO(photo) for photo in example["references"]],
-                    }
-                    yield key, {**example, **files}
-                self._drawn += len(examples)
-                if self.progress:
-                    self.progress(self._drawn, total)
+from fusionjax.mini.examples import Plan
 
 
 def build(
@@ -142,6 +55,8 @@ def build(
     Raises:
         UserError: If the folder holds something already, or a count is not possible.
     """
+    from fusionjax.data.builders import MiniFaces  # here: `--help` needs no TFDS
+
     target = Path(folder)
     plan = Plan(people, pictures_per_person, scenes, identity_share, seed)
     if processes is not None and processes < 1:
@@ -156,7 +71,6 @@ def build(
         ) from None
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         builder = MiniFaces(plan=plan, processes=processes, progress=progress, data_dir=scratch)
-        tfds.disable_progress_bar()
         builder.download_and_prepare()
         if target.exists():
             target.rmdir()
@@ -164,17 +78,21 @@ def build(
     return target
 
 
-def main() -> None:
-    """The command line: builds the dataset with a progress bar."""
-    import argparse
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: builds the dataset with a progress bar.
 
-    from tqdm import tqdm
+    Args:
+        arguments: without the program's name; None is the process's own.
 
+    Returns:
+        The exit status.
+    """
     defaults = Plan()
     parser = argparse.ArgumentParser(
-        prog="python -m fusionjax.data.mini_faces", description=__doc__
+        prog="python -m fusionjax.data.mini_faces",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", help="where to write; must not exist yet")
     parser.add_argument(
         "--people", type=int, default=defaults.people, help="training people (%(default)s)"
@@ -193,18 +111,14 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=None, help="how many draw at once (all cores)"
     )
-    args = parser.parse_args()
-    with tqdm(unit=" pictures") as bar:
+    args = parser.parse_args(arguments)
 
-        def progress(drawn: int, total: int) -> None:
-            bar.total = total
-            bar.update(drawn - bar.n)
-
-        try:
+    def body() -> None:
+        with progress_bar("drawing the mini world") as progress:
             build(**vars(args), progress=progress)
-        except UserError as error:
-            parser.exit(2, f"error: {error}\n")
+
+    return run_command(body)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

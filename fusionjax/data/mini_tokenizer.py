@@ -7,14 +7,17 @@ padding, 77 tokens. The shipped one was made by
     python -m fusionjax.data.mini_tokenizer fusionjax/assets/mini/tokenizer
 """
 
+import argparse
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from fusionjax.command import run_command
 from fusionjax.mini import captions as words
 from fusionjax.mini import people as mini_people
 
@@ -117,9 +120,8 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """The command line: learns the tokenizer from 20,000 captions."""
-    import argparse
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: learns the tokenizer from 20,000 captions; returns the exit status."""
 
     parser = argparse.ArgumentParser(
         prog="python -m fusionjax.data.mini_tokenizer",
@@ -128,9 +130,13 @@ def main() -> None:
     parser.add_argument("folder", help="the tokenizer's folder")
     parser.add_argument("--captions", type=int, default=20_000)
     parser.add_argument("--vocabulary", type=int, default=1024)
-    args = parser.parse_args()
-    train_tokenizer(mini_captions(args.captions), args.folder, args.vocabulary)
+    args = parser.parse_args(arguments)
+
+    def body() -> None:
+        train_tokenizer(mini_captions(args.captions), args.folder, args.vocabulary)
+
+    return run_command(body)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

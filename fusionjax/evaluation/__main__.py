@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusionjax.errors import UserError
+from fusionjax.command import progress_bar, run_command
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,48 +61,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after an error that the user can mend.
     """
     args = _parser().parse_args(argv)
-    try:
-        from fusionjax.evaluation import suite as suites
-
-        given = {
-            field.name: getattr(args, field.name)
-            for field in dataclasses.fields(suites.Suite)
-            if getattr(args, field.name) is not None
-        }
-        _run(suites.Suite(**given), args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _run(args))
 
 
-def _run(suite, args: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
-    from tqdm import tqdm
-
+def _run(args: argparse.Namespace) -> None:
     from fusionjax.evaluation import evaluate, report
+    from fusionjax.evaluation.suite import Suite
     from fusionjax.files import make_folder
 
-    folder = Path(args.output)
+    given = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(Suite)
+        if getattr(args, field.name) is not None
+    }
+    suite, folder = Suite(**given), Path(args.output)
     make_folder(folder)
-    with tqdm(unit=" pictures") as bar:
-
-        def progress(stage: str, done: int, of: int) -> None:
-            bar.set_description(stage)
-            bar.total = of
-            bar.n = done
-            bar.refresh()
-
+    with progress_bar("evaluating") as progress:
         results, sheets = evaluate.evaluate(
             suite,
             base=args.base,
             fusion=args.fusion,
             decoupled=args.decoupled,
             recogniser=args.recogniser,
-            progress=progress,
+            progress=lambda stage, done, of: progress(done, of, stage),
         )
     print(report.table(results))
     report.write(results, sheets, folder)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

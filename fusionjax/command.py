@@ -1,0 +1,53 @@
+"""The frame of every command: errors in a line, an exit status, a progress bar."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from fusionjax.errors import UserError
+
+
+def run_command(body: Callable[[], int | None]) -> int:
+    """Runs a command, and says in a line what its user can mend.
+
+    Args:
+        body: the command; its status, or None for 0.
+
+    Returns:
+        The exit status: the body's, 2 after a `UserError`, 130 after Ctrl-C.
+    """
+    try:
+        return body() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def progress_bar(
+    title: str, unit: str = "picture", delay: float = 0.0
+) -> Iterator[Callable[..., None]]:
+    """A bar on standard error.
+
+    Args:
+        title: what is done.
+        unit: of what.
+        delay: seconds before it is shown.
+
+    Yields:
+        A function of how much is done, of how much, and a new title if there is one.
+    """
+    from tqdm import tqdm  # here: most commands end before they show a bar
+
+    with tqdm(desc=title, unit=f" {unit}s", delay=delay) as bar:
+
+        def progress(done: int, total: int, title: str | None = None) -> None:
+            if title is not None:
+                bar.set_description(title, refresh=False)
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
