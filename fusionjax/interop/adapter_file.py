@@ -26,11 +26,11 @@ from safetensors.numpy import save_file
 from fusionjax.errors import UserError
 from fusionjax.files import whole_file
 from fusionjax.interop.kinds import kind_of
+from fusionjax.options import FusionOptions
 from fusionjax.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from fusionjax.backend.flax_unet import AttentionLayer
-    from fusionjax.options import FusionOptions
     from fusionjax.unet import FusionParams
 
 _WEIGHTS = ("kf", "vf")
@@ -48,7 +48,7 @@ class Adapter(NamedTuple):
     """
 
     params: "FusionParams"
-    options: "FusionOptions"
+    options: FusionOptions
     base: str | None = None
     base_fingerprint: str | None = None
 
@@ -65,7 +65,7 @@ class AdapterTensors(NamedTuple):
 def save_adapter(
     path: str | os.PathLike[str],
     params: Mapping[str, Mapping[str, Any]],
-    options: "FusionOptions",
+    options: FusionOptions,
     *,
     base: str | None = None,
     base_fingerprint: str | None = None,
@@ -111,8 +111,6 @@ def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
         UserError: if the file is damaged or is not an adapter of this kind.
     """
     import jax.numpy as jnp
-
-    from fusionjax.options import FusionOptions
 
     file = read_adapter(path)
     try:
