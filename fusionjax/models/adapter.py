@@ -86,13 +86,6 @@ def load_adapter(path: str | Path) -> Adapter:
     )
 
 
-@flax.struct.dataclass
-class _Imported:
-    """The state of a run of which only the averaged weights are known."""
-
-    ema: Any
-
-
 def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
     """Writes a trained adapter, its averaged weights, as one file.
 
@@ -117,6 +110,13 @@ def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str
         base=base,
         base_fingerprint=adapter.base_fingerprint,
     )
+
+
+@flax.struct.dataclass
+class _Imported:
+    """The state of a run of which only the averaged weights are known."""
+
+    ema: Any
 
 
 def import_adapter(adapter: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
