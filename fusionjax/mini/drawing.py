@@ -35,14 +35,11 @@ from fusionjax.mini.places import background_svg
 
 PICTURE_PIXELS = 64
 
-
 _UNIFORM_COLORS = {
     "chef's jacket": "#FFFFFF",
     "suit and tie": "#C0272D",
     "sailor shirt": "url(#stripes)",
 }
-
-
 # The head with its hair, and the figure's middle, in the avatar's own units (264 wide, 280 high).
 _HEAD = (50.0, 8.0, 214.0, 198.0)
 # For two and three people: picture sides per avatar unit, the figures' middles, the view's top.

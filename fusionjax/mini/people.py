@@ -110,15 +110,11 @@ CLOTHES_COLORS = {
 }
 
 COLORED_CLOTHES = ("hoodie", "t-shirt", "overalls", "sweater")
-
 BACKGROUNDS = (*PLAIN_BACKGROUNDS, *PLACES)
-
 STYLES = ("plain", "line art", "faded film", "watercolour")
 
 SPLITS = ("train", "validation", "test")
-
 _SPLIT_PERCENT = (80, 10, 10)
-
 
 MIDDLE_X = 132.0  # of a figure, in the avatar's own units (264 wide, 280 high)
 
