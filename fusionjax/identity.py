@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from fusionjax.errors import UserError
 from fusionjax.files import whole_file
+from fusionjax.safetensors_file import SafetensorsFile
 
 _KIND = "identity"
 _VERSION = 1
@@ -181,8 +182,6 @@ class Identity:
         Raises:
             UserError: if it is missing, damaged or no identity file.
         """
-        from fusionjax.safetensors_file import SafetensorsFile
-
         with SafetensorsFile(path) as file:
             try:
                 about = json.loads(file.metadata[_METADATA])

@@ -1,4 +1,7 @@
-"""Pixels as numbers: encoded pictures, grey levels 0..255, and the models' -1..1."""
+"""Pixels as numbers: encoded pictures, grey levels 0..255, and the models' -1..1.
+
+Axes: b batch (any number of axes), H W pixels.
+"""
 
 import io
 from typing import Any
@@ -8,14 +11,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 
-def to_array(image: Image.Image) -> Float[np.ndarray, "H W 3"]:
-    """A picture as float32 in [-1, 1], as the VAE takes it."""
+def to_unit(image: Image.Image | UInt8[np.ndarray, "*b H W 3"]) -> Float[np.ndarray, "*b H W 3"]:
+    """From 0..255 to -1..1, float32, as the VAE takes it."""
     return np.asarray(image, np.float32) / 127.5 - 1
 
 
-def from_array(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Grey levels of a picture in [-1, 1]; what lies outside is clipped."""
-    return np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
+def to_bytes(image: Float[Any, "*b H W 3"]) -> UInt8[np.ndarray, "*b H W 3"]:
+    """From -1..1 to 0..255, rounded and clipped."""
+    return np.clip(np.round((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def decode_image(encoded: Any) -> UInt8[np.ndarray, "H W 3"]:
@@ -41,13 +44,3 @@ def decode_image(encoded: Any) -> UInt8[np.ndarray, "H W 3"]:
     if picture is None:
         raise ValueError("not a readable picture")
     return np.ascontiguousarray(picture[..., ::-1])
-
-
-def to_unit(image: UInt8[np.ndarray, "*b H W 3"]) -> Float[np.ndarray, "*b H W 3"]:
-    """From 0..255 to -1..1, float32."""
-    return image.astype(np.float32) / 127.5 - 1
-
-
-def to_bytes(image: Float[Any, "*b H W 3"]) -> UInt8[np.ndarray, "*b H W 3"]:
-    """From -1..1 to 0..255, rounded and clipped."""
-    return np.clip(np.round((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -43,7 +43,32 @@ class _Entry(NamedTuple):
     end: int
 
 
-class SafetensorsFile(Mapping[str, tuple[int, ...]]):
+_Self = TypeVar("_Self")  # beartype refuses typing.Self here
+
+
+class TensorFile(Mapping[str, tuple[int, ...]]):
+    """An open file of tensors: a mapping from their names to their shapes."""
+
+    _file: BinaryIO
+    _entries: Mapping[str, Any]  # each has a `shape`
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+class SafetensorsFile(TensorFile):
     """An open file: a mapping from tensor names to shapes; `read` fetches one tensor.
 
     Args:
@@ -61,21 +86,6 @@ class SafetensorsFile(Mapping[str, tuple[int, ...]]):
         except BaseException:
             self._file.close()
             raise
-
-    def __getitem__(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __enter__(self) -> "SafetensorsFile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor in the type that it has in the file.

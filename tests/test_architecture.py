@@ -12,8 +12,6 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TOPS = ("fusionjax", "train", "sample")
 FILES = sorted(path for top in TOPS for path in (ROOT / top).rglob("*.py"))
-    path for top in ("fusionjax", "train", "sample") for path in (ROOT / top).rglob("*.py")
-)
 DRAWING_TABLES = {"fusionjax/mini/people.py", "fusionjax/mini/places.py"}
 
 

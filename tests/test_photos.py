@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from fusionjax import photos
-from fusionjax import pixels as pixel_values
 from fusionjax.errors import UserError
+from fusionjax.pixels import to_bytes, to_unit
 
 ASTRONAUT = Path(__file__).parent / "data" / "astronaut.jpg"
 
@@ -195,7 +195,7 @@ def test_a_photo_of_the_models_own_size_is_used_whole(picture):
 
 def test_arrays_there_and_back():
     levels = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(64, 48, 3)
-    floats = pixel_values.to_array(Image.fromarray(levels))
+    floats = to_unit(Image.fromarray(levels))
     assert floats.min() >= -1
     assert floats.max() <= 1
-    assert np.array_equal(pixel_values.from_array(floats), levels)
+    assert np.array_equal(to_bytes(floats), levels)

@@ -1,11 +1,15 @@
-"""Changes from outside what diffusers 0.39's Flax classes compute.
+"""All that knows the inside of diffusers 0.39's Flax classes, changed here from outside.
 
-Diffusers' Flax UNet differs from its PyTorch twin in two places, both in the transformer blocks:
-the feed-forward's GELU is the tanh approximation (PyTorch: exact), and the GroupNorm before a
-transformer has epsilon 1e-5 (PyTorch: 1e-6). `unet_call_like_torch` mends both.
+Their attention is handed to ours, their 3×3 and 1×1 convolutions to `convolve`. In two places the
+Flax UNet differs from its PyTorch twin, both in the transformer blocks, and is mended: the
+feed-forward's GELU is the tanh approximation (PyTorch: exact), and the GroupNorm before a
+transformer has epsilon 1e-5 (PyTorch: 1e-6).
+
+Axes: b batch, h w grid, d features.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,70 +25,56 @@ from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from fusionjax import attention as fused
+from fusionjax.backend.attention_kernels import kernel_by_name
 from fusionjax.backend.convolution import convolve
+from fusionjax.backend.devices import default_implementation
 from fusionjax.errors import UserError
 
-
-def unet_call_like_torch(
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
-    """A Flax interceptor under which diffusers' Flax UNet computes what PyTorch's does."""
-    module = context.module
-    if context.method_name != "__call__":
-        return next_function(*args, **kwargs)
-    if isinstance(module, FlaxGEGLU):
-        linear, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
-        return linear * nn.gelu(gate, approximate=False)
-    if (
-        isinstance(module, nn.GroupNorm)
-        and isinstance(module.parent, FlaxTransformer2DModel)
-        and not module.is_initializing()
-    ):
-        parameters = module.variables["params"]
-        return _group_norm(args[0], parameters["scale"], parameters["bias"], epsilon=1e-6)
-    return next_function(*args, **kwargs)
-
-
-def decoder_ends_in_float32(
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
-    """A Flax interceptor under which a decoder's last norm and convolution are in float32.
-
-    There 16 bits would show: bfloat16 has fewer steps between -1 and 1 than a picture has levels.
-    """
-    module = context.module
-    ends = (("decoder", "conv_norm_out"), ("decoder", "conv_out"))
-    if context.method_name != "__call__" or module.path[-2:] not in ends:
-        return next_function(*args, **kwargs)
-    if module.is_initializing():
-        return next_function(*args, **kwargs)
-    in_float32 = module.clone(parent=None, dtype=jnp.float32)
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), module.variables["params"])
-    return in_float32.apply({"params": params}, args[0].astype(jnp.float32))
-
-
-def _group_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, groups: int = 32
-) -> jax.Array:
-    """GroupNorm over [b, h, w, d], statistics in float32."""
-    grouped = x.astype(jnp.float32).reshape(*x.shape[:3], groups, -1)
-    # Both sums in one pass, as Flax's own norms take them.
-    mean = grouped.mean((1, 2, 4), keepdims=True)
-    variance = jnp.square(grouped).mean((1, 2, 4), keepdims=True) - jnp.square(mean)
-    scaled = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
-    normalised = ((grouped - mean) * scaled).reshape(x.shape)
-    per_channel = (1, 1, 1, -1)
-    return (normalised * scale.reshape(per_channel) + bias.reshape(per_channel)).astype(x.dtype)
-
-
 Params = Mapping[str, Any]
+# name, module, image tokens → what the module returns
+CrossAttention = Callable[[str, FlaxAttention, Array], Array]
+
+BLOCK_OUTPUT = "unet_block_output"
+_BLOCKS = (FlaxResnetBlock2D, FlaxTransformer2DModel, FlaxDownsample2D, FlaxUpsample2D)
+
+
+def _interceptor(
+    answer: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any],
+) -> Callable[..., Any]:
+    """A Flax interceptor from (module, arguments, the module's own call) → its answer."""
+
+    def intercept(
+        next_function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: InterceptorContext,
+    ) -> Any:
+        own = functools.partial(next_function, *args, **kwargs)
+        return answer(context.module, args, own) if context.method_name == "__call__" else own()
+
+    return intercept
+
+
+def intercept_attention(
+    cross_attention: CrossAttention, self_attention: Callable[[FlaxAttention, Array], Array]
+) -> Callable[..., Any]:
+    """The Flax interceptor that replaces what attention computes, and tags each block's output."""
+
+    @_interceptor
+    def intercept(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
+        if isinstance(module, FlaxAttention):
+            if module.path[-1] == "attn2":
+                return cross_attention(layer_name(module.path), module, args[0])
+            return self_attention(module, args[0])
+        out = _like_torch(module, args, own)
+        return checkpoint_name(out, BLOCK_OUTPUT) if isinstance(module, _BLOCKS) else out
+
+    return intercept
+
+
+def split_heads(module: FlaxAttention, x: Array) -> Array:
+    """[…, n d] → […, n, d]."""
+    return x.reshape(*x.shape[:-1], module.heads, module.dim_head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,43 +98,6 @@ class AttentionLayer:
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Its rows and columns of tokens in a latent grid of height × width."""
         return height >> self.level, width >> self.level
-
-
-# name, module, image tokens → what the module returns
-CrossAttention = Callable[[str, FlaxAttention, Array], Array]
-
-BLOCK_OUTPUT = "unet_block_output"
-
-_BLOCKS = (FlaxResnetBlock2D, FlaxTransformer2DModel, FlaxDownsample2D, FlaxUpsample2D)
-
-
-def intercept_attention(
-    cross_attention: CrossAttention, self_attention: Callable[[FlaxAttention, Array], Array]
-) -> Callable[..., Any]:
-    """The Flax interceptor that replaces what attention computes, and tags each block's output."""
-
-    def intercept(
-        next_function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: InterceptorContext,
-    ) -> Any:
-        module = context.module
-        if context.method_name != "__call__":
-            return next_function(*args, **kwargs)
-        if isinstance(module, FlaxAttention):
-            if module.path[-1] == "attn2":
-                return cross_attention(layer_name(module.path), module, args[0])
-            return self_attention(module, args[0])
-        out = unet_call_like_torch(next_function, args, kwargs, context)
-        return checkpoint_name(out, BLOCK_OUTPUT) if isinstance(module, _BLOCKS) else out
-
-    return intercept
-
-
-def layer_name(path: tuple[str, ...]) -> str:
-    """The PyTorch module path of a Flax module: `down_blocks_0` → `down_blocks.0`."""
-    return ".".join(re.sub(r"_(\d+)$", r".\1", part) for part in path)
 
 
 def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
@@ -213,24 +166,20 @@ def _level(path: tuple[str, ...], levels: int) -> int:
     return levels - 1
 
 
-def split_heads(module: FlaxAttention, x: Array) -> Array:
-    return x.reshape(*x.shape[:-1], module.heads, module.dim_head)
+def layer_name(path: tuple[str, ...]) -> str:
+    """The PyTorch module path of a Flax module: `down_blocks_0` → `down_blocks.0`."""
+    return ".".join(re.sub(r"_(\d+)$", r".\1", part) for part in path)
 
 
-def intercept_convolutions(
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
+@_interceptor
+def intercept_convolutions(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
     """A Flax interceptor under which diffusers' UNet convolves by `convolve`."""
-    module = context.module
-    if context.method_name == "__call__" and not module.is_initializing():
+    if not module.is_initializing():
         if isinstance(module, FlaxUpsample2D):
-            return _call(module.conv, args[0], doubled=True)
+            return _convolve(module.conv, args[0], doubled=True)
         if isinstance(module, nn.Conv) and _keeps_size(module):
-            return _call(module, args[0])
-    return next_function(*args, **kwargs)
+            return _convolve(module, args[0])
+    return own()
 
 
 def _keeps_size(module: nn.Conv) -> bool:
@@ -238,28 +187,63 @@ def _keeps_size(module: nn.Conv) -> bool:
     return module.padding in paddings.get(module.kernel_size, ()) and module.strides in (1, (1, 1))
 
 
-def _call(module: nn.Conv, x: Array, *, doubled: bool = False) -> Array:
+def _convolve(module: nn.Conv, x: Array, *, doubled: bool = False) -> Array:
     parameters = module.variables["params"]
     kernel, bias = (parameters[name].astype(module.dtype) for name in ("kernel", "bias"))
     return convolve(x.astype(module.dtype), kernel, doubled=doubled) + bias.reshape(1, 1, 1, -1)
 
 
-def controlnet_like_torch(
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
-    """Computes what PyTorch's class does, with the blockwise attention."""
-    module = context.module
-    if context.method_name != "__call__" or not isinstance(module, FlaxAttention):
-        return unet_call_like_torch(next_function, args, kwargs, context)
+def _like_torch(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
+    """What PyTorch's UNet computes in this place."""
+    if isinstance(module, FlaxGEGLU):
+        linear, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
+        return linear * nn.gelu(gate, approximate=False)
+    if (
+        isinstance(module, nn.GroupNorm)
+        and isinstance(module.parent, FlaxTransformer2DModel)
+        and not module.is_initializing()
+    ):
+        parameters = module.variables["params"]
+        return _group_norm(args[0], parameters["scale"], parameters["bias"], epsilon=1e-6)
+    return own()
+
+
+def _group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, groups: int = 32
+) -> jax.Array:
+    """GroupNorm over [b, h, w, d], statistics in float32."""
+    grouped = x.astype(jnp.float32).reshape(*x.shape[:3], groups, -1)
+    # Both sums in one pass, as Flax's own norms take them.
+    mean = grouped.mean((1, 2, 4), keepdims=True)
+    variance = jnp.square(grouped).mean((1, 2, 4), keepdims=True) - jnp.square(mean)
+    scaled = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+    normalised = ((grouped - mean) * scaled).reshape(x.shape)
+    per_channel = (1, 1, 1, -1)
+    return (normalised * scale.reshape(per_channel) + bias.reshape(per_channel)).astype(x.dtype)
+
+
+@_interceptor
+def decoder_ends_in_float32(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
+    """A Flax interceptor under which a decoder's last norm and convolution are in float32.
+
+    There 16 bits would show: bfloat16 has fewer steps between -1 and 1 than a picture has levels.
+    """
+    ends = (("decoder", "conv_norm_out"), ("decoder", "conv_out"))
+    if module.path[-2:] not in ends or module.is_initializing():
+        return own()
+    in_float32 = module.clone(parent=None, dtype=jnp.float32)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), module.variables["params"])
+    return in_float32.apply({"params": params}, args[0].astype(jnp.float32))
+
+
+@_interceptor
+def controlnet_like_torch(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
+    """A Flax interceptor under which a ControlNet computes PyTorch's, with our attention."""
+    if not isinstance(module, FlaxAttention):
+        return _like_torch(module, args, own)
     hidden, states = args[0], args[1] if len(args) > 1 else args[0]
-
-    def heads(x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], module.heads, module.dim_head)
-
-    out = fused.attention(
-        heads(module.query(hidden)), heads(module.key(states)), heads(module.value(states))
-    )
+    query = split_heads(module, module.query(hidden))
+    key, value = (split_heads(module, project(states)) for project in (module.key, module.value))
+    attend = kernel_by_name(default_implementation(query.dtype), None)
+    out = attend(query, key, value, None, 0)
     return module.proj_attn(out.reshape(*out.shape[:2], -1))

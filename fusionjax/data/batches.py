@@ -15,6 +15,11 @@ def stacked(examples: Sequence[Example]) -> Example:
     return {name: np.stack([each[name] for each in examples]) for name in examples[0]}
 
 
+def filled(batch: np.ndarray, size: int) -> np.ndarray:
+    """A batch of `size`, filled with its last entry."""
+    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+
+
 class Batches(Iterator[Example]):
     """An endless iterator over batches whose position can be saved and set.
 

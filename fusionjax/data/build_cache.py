@@ -1,4 +1,7 @@
-"""Makes caches: pictures and captions encoded once, and written whole."""
+"""Makes caches: pictures and captions encoded once, and written whole.
+
+Axes: b batch, n examples, h w c latent grid and channels, H W pixels, t d tokens and text features.
+"""
 
 import collections
 import dataclasses
@@ -14,12 +17,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fusionjax.data.augment import augment, face_square
+from fusionjax.data.batches import filled
 from fusionjax.data.cache import (
-    _ARRAYS,
-    _SKIPPED,
-    _TEXT_STATES,
-    _WHAT,
+    ARRAYS,
+    SKIPPED,
+    TEXT_STATES,
     VERSION,
+    WHAT,
     CachedLatents,
     folder_of_split,
     text,
@@ -28,12 +32,8 @@ from fusionjax.errors import UserError
 from fusionjax.files import write_whole
 from fusionjax.pixels import decode_image, to_unit
 
-_MOST_OVERHANG = 0.5  # of the picture's side, that a face's box may reach over its edge
-
 Encode = Callable[[Float[np.ndarray, "b H W 3"]], Any]
-
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b t"]]
-
 EncodeText = Callable[[Int[np.ndarray, "b t"]], Any]
 
 
@@ -145,12 +145,12 @@ def write_cache(
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for name in _ARRAYS:
+    for name in ARRAYS:
         np.save(unfinished / f"{name}.npy", arrays[name])
     if encode_text is not None:
-        _write_text_states(unfinished / _TEXT_STATES, arrays["tokens"], encode_text, batch_size)
-    (unfinished / _SKIPPED).write_text(lines, encoding="utf-8")
-    (unfinished / _WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
+        _write_text_states(unfinished / TEXT_STATES, arrays["tokens"], encode_text, batch_size)
+    (unfinished / SKIPPED).write_text(lines, encoding="utf-8")
+    (unfinished / WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
     unfinished.rename(folder)
     return reasons
 
@@ -164,7 +164,7 @@ def cached_latents(
     split: str,
     about: dict[str, Any],
     **options: Any,
-) -> "CachedLatents":
+) -> CachedLatents:
     """Opens the cache of a split, and makes it first if there is none.
 
     Args:
@@ -199,17 +199,12 @@ def _write_text_states(
     states: Any = None
     for start in range(0, len(tokens), batch_size):
         part = tokens[start : start + batch_size]
-        encoded = np.asarray(encode(_filled(part, batch_size)))[: len(part)]
+        encoded = np.asarray(encode(filled(part, batch_size)))[: len(part)]
         if states is None:
             shape = (len(tokens), *encoded.shape[1:])
             states = np.lib.format.open_memmap(path, "w+", np.float16, shape)
         states[start : start + len(part)] = encoded
     states.flush()
-
-
-def _filled(batch: np.ndarray, size: int) -> np.ndarray:
-    """A batch of `size`, filled with its last entry."""
-    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
 def _check_people(found: int, most: int) -> None:
@@ -258,6 +253,9 @@ def _decoded(encoded: Any) -> np.ndarray:
         return decode_image(encoded)
     except ValueError:
         raise _UnusableError("unreadable picture") from None
+
+
+_MOST_OVERHANG = 0.5  # of the picture's side, that a face's box may reach over its edge
 
 
 def _face_boxes(example: Any) -> np.ndarray:
@@ -340,7 +338,7 @@ class _Encoder:
 
     def _flush(self) -> None:
         count = len(self._waiting)
-        filled = _filled(np.stack(self._waiting), self._batch_size)
-        latents = np.asarray(self._encode(to_unit(filled)), np.float32)
+        pictures = to_unit(filled(np.stack(self._waiting), self._batch_size))
+        latents = np.asarray(self._encode(pictures), np.float32)
         self._done.append(latents[:count].astype(np.float16))
         self._waiting = []

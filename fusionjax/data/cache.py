@@ -31,10 +31,10 @@ from fusionjax.errors import UserError
 from fusionjax.models.base import BaseModel
 
 VERSION = 2
-_WHAT = "cache.json"
-_SKIPPED = "skipped.tsv"
-_TEXT_STATES = "text_states.npy"
-_ARRAYS = (
+WHAT = "cache.json"
+SKIPPED = "skipped.tsv"
+TEXT_STATES = "text_states.npy"
+ARRAYS = (
     "latents",
     "target",
     "references",
@@ -110,9 +110,9 @@ class CachedLatents:
             UserError: if there is no cache, or it was made from something else.
         """
         folder = Path(folder)
-        if not (folder / _WHAT).is_file():
-            raise UserError(f"{str(folder)!r} holds no {_WHAT}; it is no finished cache")
-        found = json.loads((folder / _WHAT).read_text())
+        if not (folder / WHAT).is_file():
+            raise UserError(f"{str(folder)!r} holds no {WHAT}; it is no finished cache")
+        found = json.loads((folder / WHAT).read_text())
         if "text_encoder" in (about or {}) and "text_encoder" not in found:
             raise UserError(
                 f"the cache {str(folder)!r} holds no text states; remove it, so that it is made "
@@ -124,10 +124,10 @@ class CachedLatents:
                     f"the cache {str(folder)!r} was made from another {name} "
                     f"({found.get(name)!r}, not {value!r}); remove it, so that it is made again"
                 )
-        self.skipped = len((folder / _SKIPPED).read_text(encoding="utf-8").splitlines())
-        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        self.skipped = len((folder / SKIPPED).read_text(encoding="utf-8").splitlines())
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
         self.most_people = int(np.diff(self._arrays["face_box_starts"]).max())
-        states = folder / _TEXT_STATES
+        states = folder / TEXT_STATES
         self._text_states = np.load(states, mmap_mode="r") if states.is_file() else None
 
     def __len__(self) -> int:

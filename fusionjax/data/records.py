@@ -1,7 +1,4 @@
-"""From a dataset's folder to batches: the order depends on the seed alone, never on timing.
-
-Legend: b batch, H W picture pixels.
-"""
+"""The examples of a TFDS dataset, read from its folder with their pictures still encoded."""
 
 import re
 from pathlib import Path

@@ -12,6 +12,8 @@ from fusionjax.evaluation import measure, report
 from fusionjax.evaluation import suite as suites
 from fusionjax.evaluation.recogniser import Recogniser
 from fusionjax.evaluation.suite import Cases, Pixels, Progress, Suite
+from fusionjax.interop.adapter_file import check_fits
+from fusionjax.models.adapter import load_adapter
 from fusionjax.models.base import BaseModel
 from fusionjax.pipeline import FusionPipeline
 
@@ -65,9 +67,6 @@ def _other(pipe: FusionPipeline, decoupled: str | None) -> FusionPipeline | None
     """A second pipeline over the same base with the adapter to compare with."""
     if decoupled is None:
         return None
-    from fusionjax.interop.adapter_file import check_fits
-    from fusionjax.models.adapter import load_adapter
-
     adapter = load_adapter(decoupled)
     if adapter.options.fusion != "decoupled":
         raise UserError(

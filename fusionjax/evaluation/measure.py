@@ -1,4 +1,7 @@
-"""What is measured of pictures that were made: identity, attributes, who is where."""
+"""What is measured of pictures that were made: identity, attributes, who is where.
+
+Axes: p people, c cases of a person.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from fusionjax.mini import drawing as mini_world
 from fusionjax.mini.people import TRAITS
 from fusionjax.mini.places import PLAIN_BACKGROUNDS
 from fusionjax.models.base import BaseModel
+from fusionjax.pixels import to_unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +161,7 @@ def autoencoder_psnr(base: BaseModel, pictures: Sequence[Pixels], batch_size: in
 
     values = []
     for start in range(0, len(pictures), batch_size):
-        images = np.stack(pictures[start : start + batch_size]).astype(np.float32) / 127.5 - 1
+        images = to_unit(np.stack(pictures[start : start + batch_size]))
         again = np.clip(np.asarray(back(base.params, jnp.asarray(images)), np.float32), -1, 1)
         errors = np.mean((again - images) ** 2, axis=(1, 2, 3))
         values += list(10 * np.log10(4 / np.maximum(errors, 1e-10)))

@@ -1,4 +1,7 @@
-"""Drawn pictures with their faces and attributes, in memory."""
+"""Drawn pictures with their faces and attributes, in memory.
+
+Axes: b pictures, h w pixels.
+"""
 
 import json
 from dataclasses import dataclass
@@ -8,9 +11,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from fusionjax.errors import UserError
-from fusionjax.evaluation.recogniser import (
-    ATTRIBUTES,
-)
+from fusionjax.evaluation.recogniser import ATTRIBUTES
 from fusionjax.mini.people import TRAITS
 
 

@@ -2,9 +2,8 @@
 
 `FaceNet` turns a crop of a head into a unit vector which is near for pictures of one person,
 whatever they do or wear. `ReaderNet` says which expression, clothes, background, style and traits a
-whole picture shows. Both are trained by
-`python -m fusionjax.evaluation.train_recogniser` on drawn pictures of training people alone, never
-on generated ones.
+whole picture shows. Both are trained by `python -m fusionjax.evaluation.train_recogniser` on drawn
+pictures of training people alone, never on generated ones.
 
 Legend: b batch, h w pixels, d features.
 """
@@ -25,10 +24,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, UInt8
 from safetensors.numpy import save_file
 
+from fusionjax.data.batches import filled
 from fusionjax.embedded import RECOGNISER
 from fusionjax.errors import UserError
 from fusionjax.mini.drawing import face_box
 from fusionjax.mini.people import CIRCUMSTANCES, TRAITS, Circumstance
+from fusionjax.pixels import to_unit
 from fusionjax.safetensors_file import SafetensorsFile
 
 CROP_PIXELS = 64
@@ -126,11 +127,6 @@ def crop_face(
     size = (pixels, pixels)
     crop = cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(crop, np.uint8)
-
-
-def as_input(images: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
-    """From 0..255 to -1..1."""
-    return images.astype(np.float32) / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -243,7 +239,6 @@ def _in_chunks(function: Any, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> n
     parts = []
     for start in range(0, len(images), _CHUNK):
         chunk = np.stack(images[start : start + _CHUNK])
-        padded = np.zeros((_CHUNK, *chunk.shape[1:]), np.uint8)
-        padded[: len(chunk)] = chunk
-        parts.append(np.asarray(function(as_input(padded)))[: len(chunk)])
+        answer = function(to_unit(filled(chunk, _CHUNK)))
+        parts.append(np.asarray(answer)[: len(chunk)])
     return np.concatenate(parts) if parts else np.zeros((0,))

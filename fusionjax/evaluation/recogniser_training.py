@@ -1,10 +1,11 @@
 """How the recogniser and the attribute reader are trained, on drawn pictures of training people.
 
 The face network learns a margin loss over all training people (ArcFace, arXiv 1801.07698); the
-reader learns every attribute. Crops are shifted, scaled,
-blurred and overlapped by a neighbour, as in pictures of several people. The threshold of "the same
-person" is chosen on validation people; the figures are of test people. About ten minutes on
-two cores.
+reader learns every attribute. Crops are shifted, scaled, blurred and overlapped by a neighbour, as
+in pictures of several people. The threshold of "the same person" is chosen on validation people;
+the figures are of test people. About ten minutes on two cores.
+
+Axes: b batch, h w pixels, d features.
 """
 
 import json
@@ -30,13 +31,13 @@ from fusionjax.evaluation.recogniser import (
     FaceNet,
     ReaderNet,
     Recogniser,
-    as_input,
     crop_face,
     embed,
     read_logits,
 )
 from fusionjax.evaluation.verification import accuracy, best_threshold, make_pairs, reading_accuracy
 from fusionjax.mini.people import TRAITS
+from fusionjax.pixels import to_unit
 
 
 def augmented_crop(
@@ -175,7 +176,7 @@ def train_face(
                 augmented_crop(pictures.images[index], pictures.images[other], rng)
                 for index, other in zip(chosen, others, strict=True)
             ]
-            yield as_input(np.stack(crops)), pictures.people[chosen]
+            yield to_unit(np.stack(crops)), pictures.people[chosen]
 
     # The traits of each person, by which their centre is put together.
     first = np.unique(pictures.people, return_index=True)[1]
@@ -219,7 +220,7 @@ def train_reader(
                 whole = crop_face(pictures.images[index], box, READER_PIXELS)
                 images.append(roughened(whole, rng))
             labels = {name: values[chosen] for name, values in pictures.labels.items()}
-            yield as_input(np.stack(images)), labels
+            yield to_unit(np.stack(images)), labels
 
     net = ReaderNet()
     image = jnp.zeros((1, READER_PIXELS, READER_PIXELS, 3))

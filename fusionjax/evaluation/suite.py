@@ -25,6 +25,7 @@ from fusionjax.pipeline import FusionPipeline
 
 PROMPTED = ("expression", "clothes", "clothes_color", "background")
 Pixels = UInt8[np.ndarray, "h w 3"]
+Faces = Mapping[Person, Identity]
 Progress = Callable[[str, int, int], None]
 
 _LEAST = {"people": 2, "prompts": 1, "pairs": 0, "photos": 1, "batch_size": 1, "seed": 0}
@@ -191,9 +192,6 @@ def _pair(pair: tuple[Person, Person], index: int, suite: Suite, pixels: int) ->
     circumstances = [mini_people.random_circumstance(rng, style="plain") for _ in range(2)]
     scene = mini_world.draw_scene(pair, circumstances, rng, pixels, identity_share=0)
     return Pair(pair, scene.caption, scene.image, suite.seed + 500_000 + index)
-
-
-Faces = Mapping[Person, Identity]
 
 
 def encode_people(

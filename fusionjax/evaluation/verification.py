@@ -6,11 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionjax.evaluation.pictures import Pictures
-from fusionjax.evaluation.recogniser import (
-    ATTRIBUTES,
-    TYPICAL_BOX,
-    Recogniser,
-)
+from fusionjax.evaluation.recogniser import ATTRIBUTES, TYPICAL_BOX, Recogniser
 from fusionjax.mini.people import TRAITS
 
 

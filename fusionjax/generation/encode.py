@@ -10,7 +10,7 @@ from fusionjax.backend.compilation import full_memory_told
 from fusionjax.generation import programs
 from fusionjax.generation.runner import Runner
 from fusionjax.identity import THUMBNAIL_SIDE, Identity
-from fusionjax.pixels import to_array
+from fusionjax.pixels import to_unit
 
 
 def encode_photos(runner: Runner, images: Sequence[Image.Image]) -> Identity:
@@ -33,7 +33,7 @@ def encode_photos(runner: Runner, images: Sequence[Image.Image]) -> Identity:
         with full_memory_told(
             "the memory does not hold a photo's pass through the UNet; use a 16-bit dtype"
         ):
-            found = runner.run(programs.encode_photo, 1, to_array(image)[None], empty)
+            found = runner.run(programs.encode_photo, 1, to_unit(image)[None], empty)
             seen = jax.device_get(found)
         latents.append(np.asarray(seen[0]))
         states.append({layer: np.asarray(h) for layer, h in seen[1].items()})

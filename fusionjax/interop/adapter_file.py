@@ -49,7 +49,7 @@ class Adapter(NamedTuple):
     """
 
     params: "FusionParams"
-    options: "FusionOptions"
+    options: FusionOptions
     base: str | None = None
     base_fingerprint: str | None = None
 
@@ -66,7 +66,7 @@ class AdapterTensors(NamedTuple):
 def save_adapter(
     path: str | os.PathLike[str],
     params: Mapping[str, Mapping[str, Any]],
-    options: "FusionOptions",
+    options: FusionOptions,
     *,
     base: str | None = None,
     base_fingerprint: str | None = None,
@@ -112,8 +112,6 @@ def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
         UserError: if the file is damaged or is not an adapter of this kind.
     """
     import jax.numpy as jnp
-
-    from fusionjax.options import FusionOptions
 
     file = read_adapter(path)
     try:

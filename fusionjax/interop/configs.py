@@ -168,6 +168,18 @@ def to_config(module: Any) -> dict[str, Any]:
     }
 
 
+def check_built_in(
+    config: Mapping[str, Any], built_in: Mapping[str, tuple[Any, ...]], where: str
+) -> None:
+    """Raises UserError if a config asks for anything but what a Flax class has built in."""
+    for name, values in built_in.items():
+        if name in config and config[name] not in values:
+            raise UserError(
+                f"{where}: {name} is {config[name]!r}; only {' or '.join(map(repr, values))} "
+                "is supported"
+            )
+
+
 def _module(
     cls: Any,
     built_in: Mapping[str, tuple[Any, ...]],
@@ -175,12 +187,7 @@ def _module(
     where: str,
     dtype: Any,
 ) -> Any:
-    for name, values in built_in.items():
-        if name in config and config[name] not in values:
-            raise UserError(
-                f"{where}: {name} is {config[name]!r}; only {' or '.join(map(repr, values))} "
-                "is supported"
-            )
+    check_built_in(config, built_in, where)
     for name in ("down_block_types", "up_block_types"):
         for block in config.get(name) or ():
             if block not in _BLOCKS:

@@ -5,7 +5,6 @@ Such a file is one nested msgpack map; each array is an extension object of type
 """
 
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from fusionjax.errors import UserError
 from fusionjax.interop import names
+from fusionjax.safetensors_file import TensorFile
 
 _ARRAY = 1  # flax.serialization's extension type
 _HEAD_BYTES = 256  # enough for an array's shape and type
@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
     end: int
 
 
-class FlaxFile(Mapping[str, tuple[int, ...]]):
+class FlaxFile(TensorFile):
     """An open file: a mapping from PyTorch names to shapes; `read` fetches one tensor.
 
     Args:
@@ -51,21 +51,6 @@ class FlaxFile(Mapping[str, tuple[int, ...]]):
         except Exception:  # msgpack raises many kinds for damaged data
             self._file.close()
             raise self._damaged() from None
-
-    def __getitem__(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __enter__(self) -> "FlaxFile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor in PyTorch's layout and the type that it has in the file.

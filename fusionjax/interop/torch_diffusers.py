@@ -33,8 +33,9 @@ from fusionjax.identity import THUMBNAIL_SIDE, Identity
 from fusionjax.interop.adapter_file import check_shapes, read_adapter, warn_of_other_base
 from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.photos import PhotoSource, prepare_photo
-from fusionjax.pixels import to_array
+from fusionjax.pixels import to_unit
 
+_Weights = dict[str, np.ndarray]  # of a layer: kf and vf
 _INVISIBLE = -1e9  # its exponential is zero in every float type
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.")
 
@@ -57,8 +58,7 @@ def load_fusion(pipe: Any, path: str | os.PathLike[str]) -> "TorchFusion":
     Warns:
         UserWarning: if the base's weights are not those that the adapter was trained on.
     """
-    adapter = read_adapter(path)
-    name = os.fspath(path)
+    adapter, name = read_adapter(path), os.fspath(path)
     options = {"reference": "clean", "fusion": "concat", "face_logit_bias": 0.0, **adapter.options}
     if options["reference"] != "clean":
         raise UserError(
@@ -68,13 +68,11 @@ def load_fusion(pipe: Any, path: str | os.PathLike[str]) -> "TorchFusion":
     if options["fusion"] not in ("concat", "decoupled"):
         raise UserError(f"{name}: fusion is {options['fusion']!r}; known are concat, decoupled")
     layers = dict(_cross_attentions(pipe.unet))
-    if any(isinstance(layer.processor, FaceProcessor) for layer in layers.values()):
+    if _with_faces(pipe.unet):
         raise UserError("the pipeline has an adapter already; call `unload(pipe)` first")
-    check_shapes(
-        {layer: tuple(pair["kf"].shape) for layer, pair in adapter.weights.items()},
-        {name: (a.to_q.out_features, a.to_q.in_features) for name, a in layers.items()},
-        name,
-    )
+    found = {layer: tuple(pair["kf"].shape) for layer, pair in adapter.weights.items()}
+    needed = {layer: (a.to_q.out_features, a.to_q.in_features) for layer, a in layers.items()}
+    check_shapes(found, needed, name)
     if adapter.base_fingerprint is not None:
         present = unet_fingerprint(pipe.unet)
         warn_of_other_base(adapter.base, adapter.base_fingerprint, present, name)
@@ -87,10 +85,8 @@ def unload(pipe: Any) -> None:
     Args:
         pipe: the pipeline; one without an adapter is left alone.
     """
-    for _, attention in _cross_attentions(pipe.unet):
-        if isinstance(attention.processor, FaceProcessor):
-            attention.processor.scene.unload()
-            return
+    for attention in _with_faces(pipe.unet)[:1]:
+        attention.processor.scene.unload()
 
 
 def unet_fingerprint(unet: torch.nn.Module) -> str | None:
@@ -114,30 +110,15 @@ def unet_fingerprint(unet: torch.nn.Module) -> str | None:
 
 
 class TorchFusion:
-    """An adapter in a PyTorch pipeline.
-
-    Attributes:
-        pipe: the pipeline.
-        fusion: `concat` or `decoupled`, as the adapter was trained.
-        face_logit_bias: likewise.
-    """
+    """An adapter in a PyTorch pipeline; `fusion` and `face_logit_bias` are as it was trained."""
 
     def __init__(
-        self,
-        pipe: Any,
-        weights: dict[str, dict[str, np.ndarray]],
-        fusion: str,
-        face_logit_bias: float,
+        self, pipe: Any, weights: dict[str, _Weights], fusion: str, face_logit_bias: float
     ) -> None:
         self.pipe, self.fusion, self.face_logit_bias = pipe, fusion, face_logit_bias
         self.captured: dict[str, torch.Tensor] | None = None
-        self.people: tuple[Identity, ...] = ()
         self.shown = 0  # counts calls of `show`, so that processors know what they kept is old
-        self._masks: torch.Tensor | None = None
-        self._strength: list[float] = []
-        self._owner: list[int] = []
-        self._in_negative = False
-        self._guided: bool | None = None
+        self.hide()
         self._grid = (0, 0)
         self._base_fingerprint: str | None = None
         count = len(pipe.unet.config.block_out_channels)
@@ -175,29 +156,23 @@ class TorchFusion:
         images = [prepare_photo(photo, side, crop) for photo in photos]
         device = getattr(pipe, "_execution_device", unet.device)
         with torch.no_grad():
-            ids = pipe.tokenizer(
-                [""],
-                padding="max_length",
-                max_length=pipe.text_encoder.config.max_position_embeddings,
-                return_tensors="pt",
-            ).input_ids
-            empty = pipe.text_encoder(ids.to(device))[0]
+            length = pipe.text_encoder.config.max_position_embeddings
+            ids = pipe.tokenizer([""], padding="max_length", max_length=length, return_tensors="pt")
+            empty = pipe.text_encoder(ids.input_ids.to(device))[0]
             latents, states = [], []
             for image in images:
-                pixels = torch.from_numpy(to_array(image)).permute(2, 0, 1)[None]
+                pixels = torch.from_numpy(to_unit(image)).permute(2, 0, 1)[None]
                 posterior = pipe.vae.encode(pixels.to(device, pipe.vae.dtype)).latent_dist
                 latent = posterior.mode() * pipe.vae.config.scaling_factor
                 latents.append(latent.float().permute(0, 2, 3, 1).cpu().numpy())
                 states.append(self._reference_states(latent.to(unet.dtype), empty.to(unet.dtype)))
-        if self._base_fingerprint is None:
-            self._base_fingerprint = unet_fingerprint(unet) or "unknown"
+        self._base_fingerprint = self._base_fingerprint or unet_fingerprint(unet) or "unknown"
         size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+        small = [np.asarray(image.resize(size, Image.Resampling.LANCZOS)) for image in images]
         identity = Identity(
             states={name: np.concatenate([each[name] for each in states]) for name in states[0]},
             latents=np.concatenate(latents),
-            thumbnails=np.stack(
-                [np.asarray(image.resize(size, Image.Resampling.LANCZOS)) for image in images]
-            ),
+            thumbnails=np.stack(small),
             weights=(1.0,) * len(images),
             base_fingerprint=self._base_fingerprint,
         )
@@ -229,14 +204,17 @@ class TorchFusion:
         factors = [float(f) for f in np.broadcast_to(face_strength, len(people))]
         if bad := [f for f in factors if not (np.isfinite(f) and f >= 0)]:
             raise UserError(f"face_strength is {bad[0]}; it must be a finite number ≥ 0")
+        widths = {name: a.to_q.in_features for name, a in _cross_attentions(self.pipe.unet)}
         for number, person in enumerate(people):
-            self._check_person(person, number)
+            states = person.states
+            if any(n not in states or states[n].shape[-1] != w for n, w in widths.items()):
+                raise UserError(
+                    f"person {number} was encoded with another base model or for "
+                    "reference='matched'; encode the photos again with this pipeline"
+                )
         self._masks = None if masks is None else self._read_masks(masks, len(people))
-        self._strength = [
-            factor * weight
-            for person, factor in zip(people, factors, strict=True)
-            for weight in person.weights
-        ]
+        pairs = zip(people, factors, strict=True)
+        self._strength = [factor * weight for person, factor in pairs for weight in person.weights]
         self._owner = [i for i, person in enumerate(people) for _ in person.weights]
         self._in_negative, self._guided = faces_in_negative, guided
         self.people = tuple(people)
@@ -249,18 +227,14 @@ class TorchFusion:
     def unload(self) -> None:
         """Gives the pipeline its own attention back. The handle is of no use after that."""
         self._hook.remove()
-        for _, attention in _cross_attentions(self.pipe.unet):
-            if isinstance(attention.processor, FaceProcessor):
-                attention.set_processor(attention.processor.replaced())
-
-    # --- for the processors ----------------------------------------------------------------------
+        for attention in _with_faces(self.pipe.unet):
+            attention.set_processor(attention.processor.replaced())
 
     def plain_rows(self, batch: int) -> int:
         """How many pictures at the head of a batch show nobody: the guidance's negative branch."""
         guided = self._guided
-        if guided is None:
-            known = hasattr(self.pipe, "_guidance_scale")  # not before its first call
-            guided = known and self.pipe.do_classifier_free_guidance
+        if guided is None and hasattr(self.pipe, "_guidance_scale"):  # not before its first call
+            guided = self.pipe.do_classifier_free_guidance
         if self._in_negative or not guided:
             return 0
         if batch % 2:
@@ -269,11 +243,6 @@ class TorchFusion:
                 "`guided=False` to `show` when calling the UNet without guidance"
             )
         return batch // 2
-
-    def states(self, layer: str) -> torch.Tensor:
-        """hf of everybody shown, [r, k, D], bfloat16."""
-        joined = np.concatenate([person.states[layer] for person in self.people])
-        return torch.from_numpy(joined.view(np.int16)).view(torch.bfloat16)
 
     def bias(self, level: int) -> torch.Tensor:
         """M of equation 4 at a level, [q or 1, r]: log λ, equation 7, the adapter's constant."""
@@ -286,28 +255,18 @@ class TorchFusion:
             strength = strength + torch.einsum("iq,ir->qr", closed, others.float())
         return strength + self.face_logit_bias
 
-    # --- inside ----------------------------------------------------------------------------------
-
     def _before_unet(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = args[0] if args else kwargs["sample"]
-        self._grid = tuple(sample.shape[-2:])
+        self._grid = tuple((args[0] if args else kwargs["sample"]).shape[-2:])
 
     def _reference_states(self, latent: torch.Tensor, text: torch.Tensor) -> dict[str, np.ndarray]:
         self.captured = {}
         try:
             self.pipe.unet(latent, 0, encoder_hidden_states=text)
-            return {name: _bfloat16(hidden) for name, hidden in self.captured.items()}
+            hidden = {name: x.to(torch.bfloat16).cpu() for name, x in self.captured.items()}
+            numbers = {name: x.view(torch.int16).numpy() for name, x in hidden.items()}
+            return {name: x.view(ml_dtypes.bfloat16) for name, x in numbers.items()}
         finally:
             self.captured = None
-
-    def _check_person(self, person: Identity, number: int) -> None:
-        for name, attention in _cross_attentions(self.pipe.unet):
-            states = person.states.get(name)
-            if states is None or states.shape[-1] != attention.to_q.in_features:
-                raise UserError(
-                    f"person {number} was encoded with another base model or for "
-                    "reference='matched'; encode the photos again with this pipeline"
-                )
 
     def _read_masks(self, masks: Any, people: int) -> torch.Tensor:
         arrays = [np.asarray(mask) for mask in masks]
@@ -333,30 +292,18 @@ class FaceProcessor(torch.nn.Module):
     vf: torch.nn.Linear
 
     def __init__(
-        self,
-        layer: str,
-        level: int,
-        weights: dict[str, np.ndarray],
-        attention: Any,
-        scene: TorchFusion,
+        self, layer: str, level: int, weights: _Weights, attention: Any, scene: TorchFusion
     ) -> None:
         super().__init__()
-        # In tuples, so that they do not become submodules.
-        self._scene, self._replaced = (scene,), (attention.processor,)
-        self.layer, self.level = layer, level
-        like = attention.to_q.weight
+        self.layer, self.level, self.scene = layer, level, scene
+        self._replaced = (attention.processor,)  # in a tuple, so that it is no submodule
         for name in ("kf", "vf"):
-            out_features, in_features = weights[name].shape
-            linear = torch.nn.Linear(in_features, out_features, bias=False, device="meta")
-            values = torch.from_numpy(weights[name]).to(like.device, like.dtype)
+            values = torch.from_numpy(weights[name]).to(attention.to_q.weight)
+            rows, columns = values.shape
+            linear = torch.nn.Linear(columns, rows, bias=False, device="meta")
             linear.weight = torch.nn.Parameter(values, requires_grad=False)
             setattr(self, name, linear)
         self._kept: tuple[Any, ...] = (None,)
-
-    @property
-    def scene(self) -> TorchFusion:
-        """The handle that knows who is shown."""
-        return self._scene[0]
 
     def replaced(self) -> Any:
         """The processor that was there before."""
@@ -376,27 +323,25 @@ class FaceProcessor(torch.nn.Module):
         if scene.captured is not None:
             scene.captured[self.layer] = hidden_states
         if scene.captured is not None or not scene.people:
-            return self.replaced()(
-                attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
-            )
+            asked = (hidden_states, encoder_hidden_states, attention_mask, temb)
+            return self.replaced()(attn, *asked, **kwargs)
         if attention_mask is not None:
             raise UserError("the pipeline masks the prompt's tokens, which is not supported here")
         plain = scene.plain_rows(len(hidden_states))
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         with_faces = self._attend(attn, hidden_states[plain:], text[plain:])
-        if plain == 0:
-            return with_faces
-        without = self.replaced()(attn, hidden_states[:plain], text[:plain], None, temb, **kwargs)
-        return torch.cat([without, with_faces])
+        if plain:
+            head = hidden_states[:plain], text[:plain], None, temb
+            with_faces = torch.cat([self.replaced()(attn, *head, **kwargs), with_faces])
+        return with_faces
 
     def _attend(self, attn: Any, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
-        query = self._heads(attn, attn.to_q(hidden))
-        key, value = self._heads(attn, attn.to_k(text)), self._heads(attn, attn.to_v(text))
-        face_key, face_value, bias = self._faces(attn, hidden)
-        face_key = face_key.expand(len(hidden), -1, -1, -1)
-        face_value = face_value.expand(len(hidden), -1, -1, -1)
+        query = _heads(attn, attn.to_q(hidden))
+        key, value = _heads(attn, attn.to_k(text)), _heads(attn, attn.to_v(text))
+        *faces, bias = self._faces(attn, hidden)
+        face_key, face_value = (x.expand(len(hidden), -1, -1, -1) for x in faces)
         attend = F.scaled_dot_product_attention
         if self.scene.fusion == "concat":
             of_text = bias.new_zeros(*bias.shape[:-1], key.shape[2])
@@ -406,11 +351,9 @@ class FaceProcessor(torch.nn.Module):
         else:
             strongest = bias.max(-1, keepdim=True).values
             mask = _as_mask(bias - strongest, query)
-            out = attend(query, key, value)
-            out = out + strongest.exp().to(out.dtype) * attend(
-                query, face_key, face_value, attn_mask=mask
-            )
-        out = out.transpose(1, 2).reshape(hidden.shape[0], hidden.shape[1], -1)
+            of_faces = attend(query, face_key, face_value, attn_mask=mask)
+            out = attend(query, key, value) + strongest.exp().to(of_faces.dtype) * of_faces
+        out = out.transpose(1, 2).flatten(2)
         for module in attn.to_out:
             out = module(out)
         return out / attn.rescale_output_factor
@@ -420,34 +363,33 @@ class FaceProcessor(torch.nn.Module):
         scene = self.scene
         current = (scene.shown, scene._grid, like.dtype, like.device)
         if self._kept[0] != current:
-            states = scene.states(self.layer).to(like.device, like.dtype)
-            references, keys, _ = states.shape
-            states = states.reshape(1, references * keys, -1)
-            bias = scene.bias(self.level).repeat_interleave(keys, dim=-1)
-            self._kept = (
-                current,
-                self._heads(attn, self.kf(states)),
-                self._heads(attn, self.vf(states)),
-                bias[None, None].to(like.device),
-            )
+            joined = np.concatenate([person.states[self.layer] for person in scene.people])
+            hf = torch.from_numpy(joined.view(np.int16)).view(torch.bfloat16)
+            bias = scene.bias(self.level).repeat_interleave(hf.shape[1], dim=-1)
+            states = hf.to(like.device, like.dtype).flatten(0, 1)[None]
+            faces = _heads(attn, self.kf(states)), _heads(attn, self.vf(states))
+            self._kept = (current, *faces, bias[None, None].to(like.device))
         return self._kept[1:]
 
-    @staticmethod
-    def _heads(attn: Any, x: torch.Tensor) -> torch.Tensor:
-        """[b, k, n·e] → [b, n, k, e]."""
-        return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+def _heads(attn: Any, x: torch.Tensor) -> torch.Tensor:
+    """[b, k, n·e] → [b, n, k, e]."""
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
 def _cross_attentions(unet: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, m) for name, m in unet.named_modules() if name.endswith(".attn2"))
 
 
+def _with_faces(unet: torch.nn.Module) -> list[Any]:
+    return [m for _, m in _cross_attentions(unet) if isinstance(m.processor, FaceProcessor)]
+
+
 def _level(name: str, count: int) -> int:
     """How many times the latent grid is halved in a layer of that name."""
     block = _BLOCK.match(name)
-    if block is None:  # the middle block
-        return count - 1
-    return int(block[2]) if block[1] == "down" else count - 1 - int(block[2])
+    number = int(block[2]) if block else 0  # without one it is the middle block
+    return number if block and block[1] == "down" else count - 1 - number
 
 
 def _log(strength: torch.Tensor) -> torch.Tensor:
@@ -456,7 +398,3 @@ def _log(strength: torch.Tensor) -> torch.Tensor:
 
 def _as_mask(bias: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return bias.clamp(min=torch.finfo(like.dtype).min).to(like.dtype)
-
-
-def _bfloat16(states: torch.Tensor) -> np.ndarray:
-    return states.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16)

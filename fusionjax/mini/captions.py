@@ -1,10 +1,10 @@
-"""What the mini world's pictures are called."""
+"""What one says of the mini world's pictures; the words are drawn from a NumPy generator."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from fusionjax.mini.people import CLOTHES, FACIAL_HAIR, GLASSES, HAIR, Circumstance, Person, _choose
+from fusionjax.mini.people import CLOTHES, FACIAL_HAIR, GLASSES, HAIR, Circumstance, Person, choose
 
 _EXPRESSION_WORDS = {
     "neutral": ("with a neutral face", "with a serious face", "looking calm"),
@@ -53,7 +53,7 @@ def describe_person(person: Person, rng: np.random.Generator, share: float = 0.7
         GLASSES[person.glasses][1],
     ]
     named = [words for words in traits if rng.random() < share and words]
-    noun = _choose(rng, ("a person", "a person", "someone"))
+    noun = choose(rng, ("a person", "a person", "someone"))
     return f"{noun} with {_join(named)}" if named else noun
 
 
@@ -67,10 +67,10 @@ def describe_circumstance(circumstance: Circumstance, rng: np.random.Generator) 
     Returns:
         The words, without background and style.
     """
-    expression = _choose(rng, _EXPRESSION_WORDS[circumstance.expression])
+    expression = choose(rng, _EXPRESSION_WORDS[circumstance.expression])
     clothes = CLOTHES[circumstance.clothes][1].format(circumstance.clothes_color)
-    dressed = f"{_choose(rng, ('wearing', 'in', 'dressed in'))} {clothes}"
-    return _choose(
+    dressed = f"{choose(rng, ('wearing', 'in', 'dressed in'))} {clothes}"
+    return choose(
         rng, (f"{expression}, {dressed}", f"{expression} and {dressed}", f"{dressed}, {expression}")
     )
 
@@ -94,11 +94,9 @@ def caption(
         The sentence, in small letters and without a full stop.
     """
     told = rng.random() < identity_share
-    who = (
-        describe_person(person, rng) if told else _choose(rng, ("a person", "a person", "someone"))
-    )
+    who = describe_person(person, rng) if told else choose(rng, ("a person", "a person", "someone"))
     doing = describe_circumstance(circumstance, rng)
-    return _sentence(who + _choose(rng, (" ", ", ")) + doing, circumstance, rng)
+    return _sentence(who + choose(rng, (" ", ", ")) + doing, circumstance, rng)
 
 
 def scene_caption(
@@ -137,13 +135,13 @@ def scene_caption(
 
 
 def _sentence(subject: str, circumstance: Circumstance, rng: np.random.Generator) -> str:
-    style = _choose(rng, _STYLE_WORDS[circumstance.style])
+    style = choose(rng, _STYLE_WORDS[circumstance.style])
     if circumstance.background in _PLACE_WORDS:
-        place = _choose(rng, _PLACE_WORDS[circumstance.background])
+        place = choose(rng, _PLACE_WORDS[circumstance.background])
     else:
         color = circumstance.background
-        place = _choose(rng, (f"against a plain {color} background", f"on a {color} background"))
-    return f"{style}{subject}{_choose(rng, (' ', ', '))}{place}"
+        place = choose(rng, (f"against a plain {color} background", f"on a {color} background"))
+    return f"{style}{subject}{choose(rng, (' ', ', '))}{place}"
 
 
 def _join(words: Sequence[str]) -> str:

@@ -1,12 +1,9 @@
-"""A small world of drawn people: who they are, what they do and wear, and what one says of it.
+"""Draws the mini world's people, alone and side by side, and knows where their faces are.
 
-*Identity* is what a person keeps: hair style, hair colour, skin, facial hair, glasses.
-*Circumstance* is what changes from picture to picture: expression, clothes, background, style,
-framing. The drawings are avatars from `python-avatars` (MIT) rasterised by `resvg-py`.
+The drawings are avatars from `python-avatars` (MIT) rasterised by `resvg-py`. Everything is a
+function of its arguments and of a NumPy generator, so the same seed draws the same picture.
 
-Everything is a function of its arguments and of a NumPy generator, so the same seed draws the same
-picture. People are split into train, validation and test by a hash of their identity: a test
-person's combination of traits is never drawn for training.
+Axes: i people in a picture, h w pixels.
 """
 
 import functools
@@ -38,14 +35,11 @@ from fusionjax.mini.places import background_svg
 
 PICTURE_PIXELS = 64
 
-
 _UNIFORM_COLORS = {
     "chef's jacket": "#FFFFFF",
     "suit and tie": "#C0272D",
     "sailor shirt": "url(#stripes)",
 }
-
-
 # The head with its hair, and the figure's middle, in the avatar's own units (264 wide, 280 high).
 _HEAD = (50.0, 8.0, 214.0, 198.0)
 # For two and three people: picture sides per avatar unit, the figures' middles, the view's top.

@@ -17,6 +17,7 @@ from fusionjax.mini import people as mini_people
 from fusionjax.mini.people import SPLITS, Person
 
 REFERENCES_PER_PERSON = 2
+Example = tuple[str, dict[str, Any]]
 _LEAST = {"people": 1, "pictures_per_person": 1, "scenes": 0, "seed": 0}
 
 
@@ -62,9 +63,6 @@ class Plan:
 @functools.cache
 def _people(split: str, count: int, seed: int) -> list[Person]:
     return mini_people.people(split, count, seed)
-
-
-Example = tuple[str, dict[str, Any]]
 
 
 def draw_person(person: Person, index: int, plan: Plan) -> list[Example]:

@@ -1,4 +1,10 @@
-"""The mini world's people: their traits, and the circumstances they are seen in."""
+"""The mini world's people: who they are, and what they do and wear.
+
+*Identity* is what a person keeps: hair style, hair colour, skin, facial hair, glasses.
+*Circumstance* is what changes from picture to picture: expression, clothes, background, style,
+framing. People are split into train, validation and test by a hash of their identity: a test
+person's combination of traits is never drawn for training.
+"""
 
 import functools
 import hashlib
@@ -104,15 +110,11 @@ CLOTHES_COLORS = {
 }
 
 COLORED_CLOTHES = ("hoodie", "t-shirt", "overalls", "sweater")
-
 BACKGROUNDS = (*PLAIN_BACKGROUNDS, *PLACES)
-
 STYLES = ("plain", "line art", "faded film", "watercolour")
 
 SPLITS = ("train", "validation", "test")
-
 _SPLIT_PERCENT = (80, 10, 10)
-
 
 MIDDLE_X = 132.0  # of a figure, in the avatar's own units (264 wide, 280 high)
 
@@ -282,16 +284,14 @@ def random_circumstance(rng: np.random.Generator, *, style: str | None = None) -
     Returns:
         The circumstance.
     """
-    clothes = _choose(rng, tuple(CLOTHES))
-    color = _choose(rng, tuple(CLOTHES_COLORS))
+    clothes = choose(rng, tuple(CLOTHES))
+    color = choose(rng, tuple(CLOTHES_COLORS))
     place = (
-        _choose(rng, tuple(PLACES))
-        if rng.random() < 0.6
-        else _choose(rng, tuple(PLAIN_BACKGROUNDS))
+        choose(rng, tuple(PLACES)) if rng.random() < 0.6 else choose(rng, tuple(PLAIN_BACKGROUNDS))
     )
     drawn_style = STYLES[rng.choice(len(STYLES), p=(0.82, 0.06, 0.06, 0.06))]
     return Circumstance(
-        expression=_choose(rng, tuple(EXPRESSIONS)),
+        expression=choose(rng, tuple(EXPRESSIONS)),
         clothes=clothes,
         clothes_color=color if clothes in COLORED_CLOTHES else "",
         background=place,
@@ -307,5 +307,6 @@ def attributes(person: Person, circumstance: Circumstance) -> dict[str, str | fl
     return {**asdict(person), **asdict(circumstance)}
 
 
-def _choose(rng: np.random.Generator, choices: Sequence[str]) -> str:
+def choose(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    """One of the choices, all as probable."""
     return choices[int(rng.integers(len(choices)))]

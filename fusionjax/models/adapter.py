@@ -115,13 +115,6 @@ def find_models(
     return base, adapter
 
 
-@flax.struct.dataclass
-class _Imported:
-    """The state of a run of which only the averaged weights are known."""
-
-    ema: Any
-
-
 def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
     """Writes a trained adapter, its averaged weights, as one file.
 
@@ -146,6 +139,13 @@ def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str
         base=base,
         base_fingerprint=adapter.base_fingerprint,
     )
+
+
+@flax.struct.dataclass
+class _Imported:
+    """The state of a run of which only the averaged weights are known."""
+
+    ema: Any
 
 
 def import_adapter(adapter: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:

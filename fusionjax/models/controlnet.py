@@ -200,12 +200,7 @@ def module_from_config(
     kind = config.get("_class_name", "ControlNetModel")
     if kind not in ("ControlNetModel", "FlaxControlNetModel"):
         raise UserError(f"{where} describes a {kind}; a ControlNetModel is needed")
-    for name, values in _BUILT_IN.items():
-        if name in config and config[name] not in values:
-            raise UserError(
-                f"{where}: {name} is {config[name]!r}; only {' or '.join(map(repr, values))} is "
-                "supported"
-            )
+    configs.check_built_in(config, _BUILT_IN, where)
     fields: dict[str, Any] = {
         name: tuple(config[name]) if isinstance(config[name], list) else config[name]
         for name in _FIELDS
