@@ -1,6 +1,8 @@
 """Strict runtime for every test: a surprise is a failure."""
 
 import os
+import sys
+import tempfile
 
 # Before jax is imported: tests that shard need devices, and all share compiled programs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,9 +13,24 @@ os.environ.setdefault(
     " --xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What one test compiled is there for all that come after it, also in the other worker and in
+# processes that tests start; the first process, which starts the workers, makes and removes it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="fusionjax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
+import jaxtyping
 import pytest
+
+# Shapes and types are checked as they are met. Before anything of ours is imported.
+assert not {"fusionjax", "train", "sample"} & sys.modules.keys()
+jaxtyping.install_import_hook(
+    ["fusionjax", "train", "sample"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 @pytest.fixture(autouse=True, scope="session")

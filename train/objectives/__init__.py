@@ -6,7 +6,7 @@ about it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from train.config import AdapterRun, AutoencoderRun, BaseRun, RunConfig
 from train.step import Batch, Metrics, Params
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the loop needs to know."""
 
