@@ -1,5 +1,6 @@
 """The frame of every command: errors in a line, an exit status, a progress bar."""
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,17 @@ def run_command(body: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+
+
+def parser_of(command: str, text: str | None) -> argparse.ArgumentParser:
+    """A command line whose help begins with a module's own words.
+
+    Args:
+        command: as it is typed.
+        text: the module's docstring.
+    """
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=command, description=text, formatter_class=layout)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from train.loop import _Clock, run
 from train.main import main
 from train.objectives.adapter import AdapterObjective, _by_time
 from train.step import init_state, make_optimizer, make_step, shard_step
-from train.watch import of_shares, scalars
+from train.watch import divide_by_shares, scalars
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
 
@@ -601,7 +601,7 @@ def test_means_over_a_share_survive_averaging():
         for i, t in ((0, [10, 20]), (2, [30, 999]))
     ]
     averaged = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
-    assert of_shares(averaged | {"loss": 8.5}) == pytest.approx(
+    assert divide_by_shares(averaged | {"loss": 8.5}) == pytest.approx(
         {"mse_t0": 14 / 3, "mse_t3": 20.0, "loss": 8.5}
     )
 

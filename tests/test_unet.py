@@ -100,12 +100,12 @@ class World:
             None if masks is None else _twice(masks.astype(np.float32)),
             None if owner is None else _twice(np.array(owner)),
         )
-        paint = self._compiled.setdefault(fused, jax.jit(self._paint(fused)))
+        paint = self._compiled.setdefault(fused, jax.jit(self._generate(fused)))
         photo_timesteps = jnp.full(2, photo_timestep)
         weights = self.params, self.fusion
         return np.asarray(paint(*weights, self.photos, self.latents, *people, photo_timesteps))
 
-    def _paint(self, fused):
+    def _generate(self, fused):
         def paint(params, fusion, photos, latents, strength, masks, owner, photo_timesteps):
             photos = jnp.broadcast_to(photos[None], (2, *photos.shape))
             states = fused.reference_states(params, photos, self.empty, photo_timesteps)

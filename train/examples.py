@@ -19,7 +19,7 @@ from fusionjax.errors import UserError
 from fusionjax.models.base import BaseModel
 from train.config import AdapterRun
 from train.faces import box_weight, nearest_face
-from train.processes import by_the_first
+from train.processes import on_first_process
 
 BATCH = 64
 
@@ -82,7 +82,7 @@ def cached_latents(
 
     place = cache.folder_of_split(folder, split)
     new = not place.is_dir()
-    by_the_first(opened, place.is_dir)
+    on_first_process(opened, place.is_dir)
     latents = opened()
     if new and latents.skipped and jax.process_index() == 0:
         where = place / "skipped.tsv"

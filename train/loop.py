@@ -16,10 +16,10 @@ from fusionjax.files import make_folder
 from fusionjax.models.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.objectives import Objective, check_devices, make_objective
-from train.processes import agreed, by_the_first, stop_signal
+from train.processes import broadcast_text, on_first_process, stop_signal
 from train.resume import check_same_base, initial_params, is_continued, run_folder
 from train.step import init_state, make_optimizer, make_step, shard_step, split_by_batch
-from train.watch import Watch, of_shares, scalars
+from train.watch import Watch, divide_by_shares, scalars
 
 
 def run(config: RunConfig) -> Path:
@@ -39,10 +39,10 @@ def run(config: RunConfig) -> Path:
     check_devices(config, jax.devices())
     folder = run_folder(config)
     writes = jax.process_index() == 0
-    going_on = agreed(str(is_continued(config, folder))) == "True"
+    going_on = broadcast_text(str(is_continued(config, folder))) == "True"
     if writes:
         make_folder(folder)
-    agreed("the folder is there")
+    broadcast_text("the folder is there")
     if not folder.is_dir():
         raise UserError(
             f"process {jax.process_index()} does not see the run's folder {str(folder)!r} that the "
@@ -103,7 +103,7 @@ def run(config: RunConfig) -> Path:
             done += 1
 
             if done % config.log_every_steps == 0 or done == config.steps:
-                values = of_shares(scalars(metrics)) | clock.read(config.batch_size)
+                values = divide_by_shares(scalars(metrics)) | clock.read(config.batch_size)
                 _stop_if_hopeless(config, values, done)
                 checkpoints.check()
                 watch.metrics(done, values)
@@ -153,7 +153,7 @@ def _build_data(config: RunConfig) -> None:
                 progress=progress,
             )
 
-    by_the_first(draw, Path(config.data.folder, "dataset_info.json").is_file)
+    on_first_process(draw, Path(config.data.folder, "dataset_info.json").is_file)
 
 
 def _validation_batches(config: RunConfig, objective: Objective) -> list[dict[str, np.ndarray]]:
@@ -175,7 +175,7 @@ def _validation_loss(
     for number, batch in enumerate(batches):
         loss, metrics = validate(params, frozen, batch, jax.random.key(number))
         rows.append(scalars({"loss": loss, **metrics}))
-    return of_shares({name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
+    return divide_by_shares({name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
 
 
 def _stop_if_hopeless(config: RunConfig, values: dict[str, float], done: int) -> None:

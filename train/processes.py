@@ -33,12 +33,12 @@ def join(config: DistributedConfig) -> None:
     )
 
 
-def agreed(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The first process's text, in every process."""
     return of_all_processes(text)[0]
 
 
-def by_the_first(make: Callable[[], object], is_made: Callable[[], bool]) -> None:
+def on_first_process(make: Callable[[], object], is_made: Callable[[], bool]) -> None:
     """The first process makes something on disk; the others wait until it is there.
 
     They watch the disk, however long it takes. Should the first process die, the heartbeat ends

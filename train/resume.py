@@ -15,14 +15,14 @@ from fusionjax.errors import UserError
 from fusionjax.models.checkpoint import Checkpoints, latest_run_step
 from train.config import RunConfig
 from train.objectives import Objective
-from train.processes import agreed
+from train.processes import broadcast_text
 
 
 def run_folder(config: RunConfig) -> Path:
     """The run's folder: as asked for, else runs/<name>-<time>."""
     if config.output is not None:
         return Path(config.output)
-    return Path("runs") / agreed(f"{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    return Path("runs") / broadcast_text(f"{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
 
 
 def is_continued(config: RunConfig, folder: Path) -> bool:

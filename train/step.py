@@ -29,7 +29,7 @@ Params = Any
 Batch = dict[str, jax.Array]
 # Each is a mean over the batch. A mean over a share of the batch is its sum over that share
 # divided by the whole batch's size, and stands beside `<name>_share`; so both can be averaged
-# over parts and batches before `train.watch.of_shares` divides them.
+# over parts and batches before `train.watch.divide_by_shares` divides them.
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Params, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 

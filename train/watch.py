@@ -89,7 +89,7 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def of_shares(metrics: Mapping[str, float]) -> dict[str, float]:
+def divide_by_shares(metrics: Mapping[str, float]) -> dict[str, float]:
     """Means over a share of the examples, from their parts (see `train.step.Metrics`).
 
     Args:

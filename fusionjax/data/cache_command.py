@@ -11,7 +11,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from fusionjax.command import progress_bar, run_command
+from fusionjax.command import parser_of, progress_bar, run_command
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,11 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 2 after an error that the user can mend.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m fusionjax cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m fusionjax cache", __doc__)
     parser.add_argument("--base", default="mini", help="the base model (the embedded one)")
     parser.add_argument("--data", required=True, help="folder of the TFDS dataset")
     parser.add_argument("--output", required=True, help="folder of the caches, one for each split")

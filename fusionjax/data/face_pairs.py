@@ -13,7 +13,6 @@ other pictures. Of somebody with one picture there are none, and the face is cut
 when latents are cached. What cannot be used is skipped, counted and listed in `skipped.tsv`.
 """
 
-import argparse
 import collections
 import hashlib
 import io
@@ -29,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from fusionjax import photos
-from fusionjax.command import progress_bar, run_command
+from fusionjax.command import parser_of, progress_bar, run_command
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole
 
@@ -197,11 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m fusionjax.data.face_pairs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m fusionjax.data.face_pairs", __doc__)
     parser.add_argument("pictures", help="a folder with a folder for each person")
     parser.add_argument("folder", help="the dataset's folder; must not exist yet")
     parser.add_argument("--size", type=int, default=512, help="side in pixels (%(default)s)")

@@ -13,7 +13,6 @@ those of all people in the picture, from left to right, and `owners` says for ea
 `references` whose photo it is.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fusionjax.command import progress_bar, run_command
+from fusionjax.command import parser_of, progress_bar, run_command
 from fusionjax.errors import UserError
 from fusionjax.mini.examples import Plan
 
@@ -88,11 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     defaults = Plan()
-    parser = argparse.ArgumentParser(
-        prog="python -m fusionjax.data.mini_faces",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m fusionjax.data.mini_faces", __doc__)
     parser.add_argument("folder", help="where to write; must not exist yet")
     parser.add_argument(
         "--people", type=int, default=defaults.people, help="training people (%(default)s)"

@@ -7,7 +7,6 @@ padding, 77 tokens. The shipped one was made by
     python -m fusionjax.data.mini_tokenizer fusionjax/assets/mini/tokenizer
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from fusionjax.command import run_command
+from fusionjax.command import parser_of, run_command
 from fusionjax.mini import captions as words
 from fusionjax.mini import people as mini_people
 
@@ -122,10 +121,9 @@ def _write_json(path: Path, value: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: learns the tokenizer from 20,000 captions; returns the exit status."""
-
-    parser = argparse.ArgumentParser(
-        prog="python -m fusionjax.data.mini_tokenizer",
-        description="Learn the mini base's tokenizer from captions of the mini world.",
+    parser = parser_of(
+        "python -m fusionjax.data.mini_tokenizer",
+        "Learn the mini base's tokenizer from captions of the mini world.",
     )
     parser.add_argument("folder", help="the tokenizer's folder")
     parser.add_argument("--captions", type=int, default=20_000)

@@ -187,31 +187,6 @@ def target(
     return (signal * noise - sigma * clean).astype(clean.dtype)
 
 
-def predict_clean(
-    schedule: NoiseSchedule,
-    model_output: Float[Array, "b ..."],
-    x_t: Float[Array, "b ..."],
-    t: Int[Array, " b"],
-) -> Float[Array, "b ..."]:
-    """The clean latents that the UNet's output implies: the inverse of `add_noise`.
-
-    Args:
-        schedule: the base model's schedule.
-        model_output: the UNet's answer, ε or v by the schedule's `prediction_type`.
-        x_t: the noised latents that it was given.
-        t: timesteps.
-
-    Returns:
-        x in the dtype of `x_t`.
-    """
-    signal, sigma = _coefficients(schedule, t, x_t)
-    if schedule.prediction_type == "epsilon":
-        clean = (x_t - sigma * model_output) / signal
-    else:
-        clean = signal * x_t - sigma * model_output
-    return clean.astype(x_t.dtype)
-
-
 def snr(schedule: NoiseSchedule, t: Int[Array, " b"]) -> Float[Array, " b"]:
     """Signal-to-noise ratio a_t / (1 - a_t) at each timestep, float32."""
     a = jnp.asarray(schedule.alphas_cumprod)[t]

@@ -12,15 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusionjax.command import progress_bar, run_command
+from fusionjax.command import parser_of, progress_bar, run_command
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fusionjax evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m fusionjax evaluate", __doc__)
     parser.add_argument("--suite", choices=["mini"], default="mini", help="what is painted")
     parser.add_argument("--base", help="the base model; without it the adapter's own, or the mini")
     parser.add_argument(

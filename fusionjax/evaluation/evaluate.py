@@ -100,25 +100,25 @@ def run(
     """
     cases = suites.make_cases(suite, pipe.photo_side)
     painted: dict[str, list[Pixels]] = {
-        report.TEXT_ONLY: suites.paint_cases(pipe, cases, suite, None, progress)
+        report.TEXT_ONLY: suites.generate_cases(pipe, cases, suite, None, progress)
     }
     pairs: dict[str, list[Pixels]] = {}
     if pipe.fusion_params is not None:
         faces = suites.encode_people(pipe, cases, list(cases.photos), 1, progress)
-        painted[report.OURS] = suites.paint_cases(pipe, cases, suite, faces, progress)
+        painted[report.OURS] = suites.generate_cases(pipe, cases, suite, faces, progress)
         if cases.pairs:
             pairs[report.DRAWN] = [pair.truth for pair in cases.pairs]
             for name, masks in ((report.WITH_MASKS, True), (report.WITHOUT_MASKS, False)):
-                pairs[name] = suites.paint_pairs(
+                pairs[name] = suites.generate_pairs(
                     pipe, cases, suite, faces, masks=masks, progress=progress
                 )
         if suite.photos > 1:
             more = suites.encode_people(pipe, cases, cases.people, suite.photos, progress)
             name = report.OURS_MORE.format(suite.photos)
-            painted[name] = suites.paint_cases(pipe, cases, suite, more, progress)
+            painted[name] = suites.generate_cases(pipe, cases, suite, more, progress)
     if other is not None:
         faces = suites.encode_people(other, cases, cases.people, 1, progress)
-        painted[report.DECOUPLED] = suites.paint_cases(other, cases, suite, faces, progress)
+        painted[report.DECOUPLED] = suites.generate_cases(other, cases, suite, faces, progress)
     results = report.Results(
         suite=suite,
         base=pipe.base.fingerprint,

@@ -221,7 +221,7 @@ def encode_people(
     return faces
 
 
-def paint_cases(
+def generate_cases(
     pipe: FusionPipeline,
     cases: Cases,
     suite: Suite,
@@ -250,10 +250,10 @@ def paint_cases(
         )
         for case in cases.flat()
     ]
-    return _paint(pipe, requests, suite, progress)
+    return _generate(pipe, requests, suite, progress)
 
 
-def paint_pairs(
+def generate_pairs(
     pipe: FusionPipeline,
     cases: Cases,
     suite: Suite,
@@ -287,10 +287,10 @@ def paint_pairs(
         )
         for pair in cases.pairs
     ]
-    return _paint(pipe, requests, suite, progress)
+    return _generate(pipe, requests, suite, progress)
 
 
-def _paint(
+def _generate(
     pipe: FusionPipeline, requests: list[Request], suite: Suite, progress: Progress | None
 ) -> list[Pixels]:
     settings = Settings(

@@ -5,12 +5,11 @@
 About ten minutes on two cores.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
-from fusionjax.command import run_command
+from fusionjax.command import parser_of, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,11 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m fusionjax.evaluation.train_recogniser",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m fusionjax.evaluation.train_recogniser", __doc__)
     parser.add_argument("--data", required=True, help="a mini_faces dataset")
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument("--steps", type=int, default=2000, help="steps of each network (2000)")
