@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import TextIO
+from typing import Any
 
 _WIDTH = 24
 
@@ -16,7 +16,7 @@ class Bar:
         out: where to write; nothing is written to None.
     """
 
-    def __init__(self, out: TextIO | None = sys.stderr) -> None:
+    def __init__(self, out: Any = sys.stderr) -> None:
         self._out = out
         self._live = out is not None and out.isatty()
         self._step_seconds: list[tuple[int, float]] = []

@@ -101,12 +101,12 @@ def _in_a_line(boxed: str) -> str:
     """What tyro says in a box of many lines: what is wrong, and what may have been meant."""
     parts: list[list[str]] = [[]]
     for line in boxed.splitlines():
-        text = line.strip("│ ")
-        if not text.strip("╭╮╰╯─ "):
-            parts.append([])
-        elif line.startswith("│"):
+        text = line.strip("│╭╮╰╯─ ")  # some terminals have a frame, others dashes
+        if text.strip("- "):
             parts[-1].append(text)
-    told, *rest = (part for part in parts if part)
+        if line.startswith("╭") or not text.strip("- "):
+            parts.append([])
+    _title, told, *rest = (part for part in parts if part)
     wrong = " ".join(told)
     if wrong.startswith("Unrecognized"):
         wrong = f"{wrong.partition(': ')[2].partition(', ')[0]} is not known"

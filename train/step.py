@@ -26,7 +26,7 @@ LESS_MEMORY = (
 )
 
 Params = Any
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # arrays by name
 # Each is a mean over the batch. A mean over a share of the batch is its sum over that share
 # divided by the whole batch's size, and stands beside `<name>_share`; so both can be averaged
 # over parts and batches before `train.watch.divide_by_shares` divides them.
@@ -36,18 +36,21 @@ Loss = Callable[[Params, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 GROW_LOSS_SCALE_EVERY = 2000  # finite steps
 
 
+Leaf = Any  # a jax.Array, or what stands for one: a shape, a sharding
+
+
 @flax.struct.dataclass
 class TrainState:
     """Everything that a checkpoint must hold to go on exactly."""
 
-    step: jax.Array
+    step: Leaf
     params: Params
     ema: Params
-    optimizer: optax.OptState
-    loss_scale: jax.Array  # 1 unless float16
-    finite_in_row: jax.Array
-    skipped: jax.Array
-    skipped_in_row: jax.Array
+    optimizer: Any
+    loss_scale: Leaf  # 1 unless float16
+    finite_in_row: Leaf
+    skipped: Leaf
+    skipped_in_row: Leaf
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -120,7 +120,7 @@ class BaseModelObjective:
         return loss + self.config.words_weight * words, {"mse": error.mean(), "words": words}
 
     def _words_loss(
-        self, text_encoder: Params, tokens: jax.Array, states: jax.Array, dropped: jax.Array
+        self, text_encoder: Params, tokens: Any, states: Any, dropped: Any
     ) -> jax.Array:
         """How badly the states after a caption tell its words: a cross-entropy, at least 0.
 
