@@ -43,28 +43,47 @@ def layer_of(module):
 
 
 def is_for_types(node):
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    return isinstance(node, ast.If) and ast.unparse(node.test) in (
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    )
+
+
+def source_of(node, path):
+    """The module that a `from … import` names, in full where it is relative."""
+    if not node.level:
+        return node.module
+    package = path.parent.relative_to(ROOT).parts
+    above = package[: len(package) - node.level + 1]
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def imports(path, *, lazy):
-    """Our modules that a file imports, with their lines; `lazy` also those within functions."""
+    """The modules that a file imports, with their lines; `lazy` also those within functions."""
     found = []
 
-    def walk(node):
-        for child in ast.iter_child_nodes(node):
+    def walk(children):
+        for child in children:
             if is_for_types(child):
-                continue
-            if isinstance(child, ast.Import):
+                walk(child.orelse)
+            elif isinstance(child, ast.Import):
                 found.extend((alias.name, child.lineno) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom) and child.module:
+            elif isinstance(child, ast.ImportFrom):
+                source = source_of(child, path)
                 for alias in child.names:
-                    whole = f"{child.module}.{alias.name}"
-                    found.append((whole if whole in MODULES else child.module, child.lineno))
+                    whole = f"{source}.{alias.name}"
+                    found.append((whole if whole in MODULES else source, child.lineno))
             elif lazy or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                walk(child)
+                walk(ast.iter_child_nodes(child))
 
-    walk(ast.parse(path.read_text(encoding="utf-8")))
+    walk(ast.parse(path.read_text(encoding="utf-8")).body)
     return found
+
+
+def test_every_layer_is_of_modules():
+    names = [name for line in layers() for name in line]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if name not in MODULES]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: module_of(path))
@@ -75,9 +94,10 @@ def test_imports_point_down(path):
     own = layer_of(module)
     for other, line in imports(path, lazy=True):
         top = other.partition(".")[0]
-        if top not in ("fusionjax", "train", "sample") or other == "fusionjax":
+        if top not in TOPS:
             continue
         where = f"{module}:{line} imports {other}"
+        assert other != "fusionjax", f"{where}, whose names come from every layer; name the module"
         assert layer_of(other) >= own, f"{where}, which lies above it"
         if {module.partition(".")[0], top} == {"train", "sample"}:
             raise AssertionError(f"{where}; programs do not know each other")
@@ -123,6 +143,21 @@ def test_what_needs_no_jax_imports_none(module, absent):
     assert not absent & set(done.stdout.split())
 
 
+WITHOUT_JAX = [
+    path
+    for module, path in MODULES.items()
+    if module.startswith(("fusionjax.mini", "fusionjax.interop.torch_"))
+    or module in ("fusionjax.options", "fusionjax.embedded")
+]
+
+
+@pytest.mark.parametrize("path", WITHOUT_JAX, ids=lambda path: module_of(path))
+def test_what_needs_no_jax_imports_none_later_either(path):
+    for other, line in imports(path, lazy=True):
+        top = other.partition(".")[0]
+        assert top not in ("jax", "flax", "optax", "orbax"), f"line {line} imports {other}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: module_of(path))
 def test_files_are_read_in_one_sitting(path):
     name = str(path.relative_to(ROOT))
@@ -143,3 +178,16 @@ def test_what_the_page_names_is_there():
 def test_every_room_is_on_the_page():
     rooms = {str(p.parent.relative_to(ROOT)) for p in FILES if p.parent != ROOT}
     assert not [room for room in rooms if f"`{room}/`" not in PAGE]
+
+
+def test_functions_and_classes_that_the_page_names_are_there():
+    defined = {
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    names = set(re.findall(r"`(\w+(?:\.\w+)?)`", PAGE)) - MODULES.keys()
+    names = {name for name in names if not name.endswith(".py")}
+    assert len(names) > 5
+    assert not [name for name in names if not set(name.split(".")) <= defined]

@@ -102,7 +102,29 @@ def test_a_run_of_the_embedded_base_goes_on(tmp_path):
     for option, name in (("--seed", "seed"), ("--data.build-people", "data.build_people")):
         with pytest.raises(UserError, match=f"was begun with {name} "):
             is_continued(read_config(["mini", option, "7"]), tmp_path)
+    read_config(["mini_base"]).write(tmp_path / "config.json")
+    text = (tmp_path / "config.json").read_text()
+    elsewhere = text.replace(str(MINI_BASE), "fusionjax/assets/mini")
+    (tmp_path / "config.json").write_text(elsewhere)  # as it was written before, or elsewhere
+    assert elsewhere != text
+    assert is_continued(read_config(["mini_base"]), tmp_path)
+    config.write(tmp_path / "config.json")
     about = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**about, "kind": "BaseRun"}))
     with pytest.raises(UserError, match="was begun with kind 'BaseRun'"):
         is_continued(config, tmp_path)
+
+
+def test_a_train_py_of_ones_own_is_not_run(tmp_path):
+    """On a CPU the command starts itself again, as it was started."""
+    (tmp_path / "train.py").write_text("print('not this one')")
+    script = tmp_path / "bin" / "fusionjax"
+    script.parent.mkdir()
+    script.write_text("import sys; from fusionjax.__main__ import main; sys.exit(main())")
+    words = [sys.executable, script, "train", "mini", "--data.folder", "none", "--steps", "0"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "not this one" not in done.stdout
+    assert "error: steps is 0" in done.stderr

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     def body() -> int:
         rest, trial, hardware = _trial(arguments)
         config = read_config(rest)
-        _use_cpu_settings(arguments)
+        _use_cpu_settings()
         if not trial:
             return _train(config)
         from fusionjax.backend.targets import target
@@ -192,7 +192,7 @@ def _config_path(name: str) -> Path:
     raise UserError(f"there is no config {name!r}; {hint}")
 
 
-def _use_cpu_settings(arguments: list[str]) -> None:
+def _use_cpu_settings() -> None:
     """On a machine without an accelerator, starts again with the settings that train fastest.
 
     They must be in the environment before the process starts. Whoever has set any of them, or
@@ -207,4 +207,5 @@ def _use_cpu_settings(arguments: list[str]) -> None:
     devices = 4 if cores >= 4 else 2 if cores >= 2 else 1
     settings = {name: value.format(devices=devices) for name, value in CPU_SETTINGS.items()}
     os.environ.update(settings, JAX_PLATFORMS="cpu")
-    os.execv(sys.executable, [sys.executable, "-m", "train", *arguments])
+    # As it was started: a module of that name in the current folder is not ours.
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

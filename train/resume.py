@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusionjax.embedded import base_source
+from fusionjax.embedded import MINI, base_source
 from fusionjax.errors import UserError
 from fusionjax.models.checkpoint import Checkpoints, latest_run_step
 from train.config import RunConfig
@@ -37,14 +37,24 @@ def is_continued(config: RunConfig, folder: Path) -> bool:
         for part in name.split("."):
             was = was.get(part) if isinstance(was, dict) else None
         now = json.loads(json.dumps(now))
-        if name == "base":  # it is written in full
-            was, now = base_source(was or ""), base_source(now)
-        if was != now:
+        if _settled(name, was) != _settled(name, now):
             raise UserError(
                 f"{str(folder)!r} was begun with {name} {was!r} and is to be "
                 f"continued with {now!r}; name another --output or leave {name} as it was"
             )
     return True
+
+
+def _settled(name: str, value: Any) -> Any:
+    """A setting so that it can be compared: what is in the package, wherever that lies, is named
+    from there, and another base in full.
+    """
+    if name not in ("base", "tokenizer") or not isinstance(value, str):
+        return value
+    _, packaged, rest = value.rpartition("fusionjax/assets/")
+    if packaged or value == MINI:
+        return rest
+    return base_source(value)
 
 
 def _fixed(config: Any, prefix: str = "") -> dict[str, Any]:
