@@ -39,14 +39,11 @@ def parser_of(command: str, text: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def progress_bar(
-    title: str, unit: str = "picture", delay: float = 0.0
-) -> Iterator[Callable[..., None]]:
-    """A bar on standard error.
+def progress_bar(title: str, delay: float = 0.0) -> Iterator[Callable[..., None]]:
+    """A bar on standard error that counts pictures.
 
     Args:
         title: what is done.
-        unit: of what.
         delay: seconds before it is shown.
 
     Yields:
@@ -54,7 +51,7 @@ def progress_bar(
     """
     from tqdm import tqdm  # here: most commands end before they show a bar
 
-    with tqdm(desc=title, unit=f" {unit}s", delay=delay) as bar:
+    with tqdm(desc=title, unit=" pictures", delay=delay) as bar:
 
         def progress(done: int, total: int, title: str | None = None) -> None:
             if title is not None:

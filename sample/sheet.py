@@ -94,8 +94,6 @@ def heat_map(picture: Image.Image, shares: np.ndarray, names: Sequence[str]) -> 
 
 
 def thumbnails(person: "Identity") -> list[Any]:
-    from PIL import Image
-
     return [Image.fromarray(pixels) for pixels in person.thumbnails]
 
 
@@ -113,8 +111,6 @@ def _photo_names(job: Job, people: Sequence["Identity"]) -> list[str]:
 
 
 def write_share(path: Path, image: Any, share: Any, job: Job, people: Sequence["Identity"]) -> None:
-    from sample.sheet import heat_map
-
     names = _photo_names(job, people)
     heat_map(image, share[..., 1 : 1 + len(names)], names).save(
         path.with_name(f"{path.stem}_attention.png")
@@ -123,8 +119,6 @@ def write_share(path: Path, image: Any, share: Any, job: Job, people: Sequence["
 
 def print_shares(shares: Sequence[Any], job: Job, people: Sequence["Identity"]) -> None:
     """The text's share, each person's, and where a person has several photos each photo's."""
-    import numpy as np
-
     text, *of_photos = np.mean([share.mean((0, 1)) for share in shares], 0)
     photos = list(zip(_photo_names(job, people), of_photos, strict=False))
     parts = [f"text {text:.1%}"]

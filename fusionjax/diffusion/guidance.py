@@ -53,15 +53,18 @@ def guided(predict: Predict, weights: Float[Array | np.ndarray, "#b g"]) -> Pred
     branches = weights.shape[-1]
 
     def mixed(latents: Array, timesteps: Array) -> Array:
-        answers = predict(
-            jnp.tile(latents, (branches, *[1] * (latents.ndim - 1))), jnp.tile(timesteps, branches)
-        )
+        answers = predict(for_branches(latents, branches), for_branches(timesteps, branches))
         each = answers.reshape(branches, *latents.shape)
         # A sum and no product of matrices, which a TPU would round to 16 bits.
         by_branch = jnp.reshape(jnp.transpose(weights), (branches, -1, *[1] * (latents.ndim - 1)))
         return (by_branch * each).sum(0)
 
     return mixed
+
+
+def for_branches(array: Array, branches: int) -> Array:
+    """The same for each branch."""
+    return jnp.tile(array, (branches, *[1] * (array.ndim - 1)))
 
 
 def of_branches(negative: Any, positive: Any, branches: int) -> Any:

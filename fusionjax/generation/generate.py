@@ -102,9 +102,9 @@ def to_output(done: Sequence[Generated], requests: Sequence[Request], output_typ
     """
     latents = np.stack([each.latents for each in done])
     shares = [each.attention_share for each in done if each.attention_share is not None]
-    images: Any = [None if e.pixels is None else Image.fromarray(e.pixels) for e in done]
-    if output_type == "latent":
-        images = latents
+    images: Any = latents
+    if output_type == "pil":
+        images = [None if e.pixels is None else Image.fromarray(e.pixels) for e in done]
     elif output_type == "np":
         good = next((e.pixels for e in done if e.pixels is not None), np.zeros((1, 1, 3), np.uint8))
         blank = np.full(good.shape, np.nan, np.float32)

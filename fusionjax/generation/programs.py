@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from fusionjax.diffusion.guidance import guided, of_branches
+from fusionjax.diffusion.guidance import for_branches, guided, of_branches
 from fusionjax.diffusion.samplers import Carry, Rows, sample
 from fusionjax.faces import Faces, ReferenceStates, TextTokens
 from fusionjax.generation.model import Model
@@ -149,13 +149,10 @@ def denoise(
     g = conditions.guidance.shape[1]
     text = of_branches(conditions.negative, conditions.positive, g)
 
-    def every(array: Array) -> Array:
-        return jnp.tile(array, (g, *[1] * (array.ndim - 1)))
-
     def predict(latents: Array, timesteps: Array, index: Array) -> Array:
         faces = _faces(model, params, conditions, index, timesteps)
         if in_negative and faces is not None:
-            faces = jax.tree.map(every, faces)
+            faces = jax.tree.map(lambda array: for_branches(array, g), faces)
 
         def answers(latents: Array, timesteps: Array) -> Array:
             residuals = _residuals(model, params, conditions, latents, timesteps)
@@ -325,8 +322,8 @@ def _residuals(
         latents,
         timesteps,
         of_branches(*conditions.control_text, g),
-        of_branches(conditions.control_image, conditions.control_image, g),
-        of_branches(conditions.control_scale, conditions.control_scale, g),
+        for_branches(conditions.control_image, g),
+        for_branches(conditions.control_scale, g),
     )
 
 
