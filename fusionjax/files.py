@@ -2,35 +2,112 @@
 
 import contextlib
 import errno
+import functools
 import os
+import secrets
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, shortened
+
+_UNFINISHED = ".new"
+_ABANDONED_SECONDS = 3600
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """A place beside a file to write its new content to; it takes the file's place at the end.
 
     A kill or a full disk leaves what the file held before, and an error leaves nothing beside it.
 
     Args:
         path: the file; its folder is made.
+        replace: it may be there already.
 
     Yields:
         The place to write to.
+
+    Raises:
+        FileExistsError: without `replace`, if it is there already, whoever wrote it meanwhile.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.new")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
+    # A name of its own: another process may be writing the same file.
+    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         yield beside
-        beside.replace(path)
+        if replace:
+            beside.replace(path)
+        else:
+            os.link(beside, path)  # refused, in one step, where the name is taken
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Removes what killed processes left half written in a folder, once in a process's life."""
+    with contextlib.suppress(OSError):
+        for left in folder.glob(f".*{_UNFINISHED}"):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to be read: a regular one, without waiting for anybody to write it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        UserError: if it does not exist, is a folder, a pipe or a device, or may not be read.
+    """
+    name = shortened(os.fspath(path), 120)
+    try:
+        # A named pipe is waited for at its opening, without this.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name} cannot be read: {reason}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        what = "is a folder" if os.path.isdir(path) else "is no regular file"
+        raise UserError(f"{name} {what}; name a file")
+    return os.fdopen(handle, "rb")
+
+
+def read_whole(path: str | os.PathLike[str], most: int) -> bytes:
+    """Reads a small file.
+
+    Args:
+        path: the file.
+        most: how many bytes it may have.
+
+    Raises:
+        UserError: as `open_regular`; if it is larger, or reading fails.
+    """
+    with open_regular(path) as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(content) > most:
+        raise UserError(
+            f"{path} is larger than {most:,} bytes, which no such file is; name another"
+        )
+    return content
 
 
 def make_folder(output: Path) -> None:

@@ -14,13 +14,16 @@ import os
 from collections.abc import Mapping, Sequence
 
 import ml_dtypes
+import msgspec
 import numpy as np
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from fusionjax.errors import UserError
+from fusionjax import schema
+from fusionjax.errors import UserError, told
 from fusionjax.files import whole_file
+from fusionjax.options import LARGEST_STRENGTH, check_number
 from fusionjax.safetensors_file import SafetensorsFile
 
 _KIND = "identity"
@@ -70,8 +73,8 @@ class Identity:
             weights = [float(weights)] * len(self)
         if len(weights) != len(self):
             raise UserError(f"{len(weights)} weights are given for {len(self)} photos")
-        if bad := [w for w in weights if not (np.isfinite(w) and w >= 0)]:
-            raise UserError(f"a photo's weight is {bad[0]}; it must be a finite number ≥ 0")
+        for weight in weights:
+            check_number("a photo's weight", weight, 0, LARGEST_STRENGTH)
         return dataclasses.replace(self, weights=tuple(float(w) for w in weights))
 
     @classmethod
@@ -183,41 +186,57 @@ class Identity:
             UserError: if it is missing, damaged or no identity file.
         """
         with SafetensorsFile(path) as file:
-            try:
-                about = json.loads(file.metadata[_METADATA])
-                if about["kind"] != _KIND:
-                    raise KeyError
-            except (KeyError, TypeError, ValueError):
-                raise UserError(
-                    f"{path} is not an identity file; save one with `Identity.save` or "
-                    "--save-identity"
-                ) from None
-            if about.get("version") != _VERSION:
-                raise UserError(
-                    f"{path} is an identity file of version {about.get('version')}, this release "
-                    f"reads version {_VERSION}; encode the photos again"
-                )
+            about = _read_about(path, file.metadata.get(_METADATA))
             tensors = {name: file.read(name) for name in file}
-        try:
-            identity = cls(
-                states={
-                    name.removeprefix("states/"): tensors[name].astype(ml_dtypes.bfloat16)
-                    for name in tensors
-                    if name.startswith("states/")
-                },
-                latents=tensors["latents"],
-                thumbnails=tensors["thumbnails"],
-                weights=tuple(float(w) for w in about["weights"]),
-                base_fingerprint=about["base_fingerprint"],
-                reference=about["reference"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is a damaged identity file: {error} is missing") from None
-        if any(
-            len(x) != len(identity)
-            for x in (*identity.states.values(), identity.latents, identity.thumbnails)
-        ):
-            raise UserError(
-                f"{path} is a damaged identity file: its photos are not {len(identity)}"
-            )
-        return identity
+        damaged = f"{path} is a damaged identity file"
+        photos = len(about.weights)
+        for name, axes in {"latents": 4, "thumbnails": 4}.items():
+            if name not in tensors or tensors[name].ndim != axes:
+                raise UserError(f"{damaged}: it has no {name}, or of another shape")
+        states = {}
+        for name, tensor in tensors.items():
+            if not photos or tensor.shape[:1] != (photos,):
+                raise UserError(
+                    f"{damaged}: {name} has shape {tensor.shape}, not of {photos} photos"
+                )
+            if name.startswith("states/"):
+                if tensor.ndim != 3:
+                    raise UserError(f"{damaged}: {name} has shape {tensor.shape}")
+                states[name.removeprefix("states/")] = tensor.astype(ml_dtypes.bfloat16)
+        for name, tensor in {**states, "latents": tensors["latents"]}.items():
+            if not np.isfinite(tensor).all():
+                raise UserError(f"{damaged}: {name} holds numbers that are not finite")
+        if tensors["thumbnails"].dtype != np.uint8 or tensors["thumbnails"].shape[3] != 3:
+            raise UserError(f"{damaged}: its thumbnails are no pictures")
+        return cls(
+            states=states,
+            latents=tensors["latents"].astype(np.float32),
+            thumbnails=tensors["thumbnails"],
+            weights=about.weights,
+            base_fingerprint=about.base_fingerprint,
+            reference=about.reference,
+        )
+
+
+class _About(msgspec.Struct):
+    """An identity file's metadata."""
+
+    kind: str
+    version: int
+    weights: tuple[schema.real(0, LARGEST_STRENGTH), ...]  # type: ignore[misc]
+    base_fingerprint: schema.Name
+    reference: schema.Name
+
+
+def _read_about(path: str | os.PathLike[str], text: str | None) -> _About:
+    about = None if text is None else schema.parse_json(text, f"{path}: its metadata")
+    if not isinstance(about, dict) or about.get("kind") != _KIND:
+        raise UserError(
+            f"{path} is not an identity file; save one with `Identity.save` or --save-identity"
+        )
+    if about.get("version") != _VERSION:
+        raise UserError(
+            f"{path} is an identity file of version {told(about.get('version'))}, this release "
+            f"reads version {_VERSION}; encode the photos again"
+        )
+    return schema.typed(about, _About, f"{path} is a damaged identity file")

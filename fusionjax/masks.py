@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from fusionjax.backend.blockwise import INVISIBLE
 from fusionjax.errors import UserError
+from fusionjax.options import LARGEST_STRENGTH
 
 
 def layer_bias(
@@ -75,13 +76,13 @@ def reduce_masks(masks: Float[Array, "b i H W"], grid: tuple[int, int]) -> Float
 
 
 def check_strength(strength: float | np.ndarray, name: str = "strength") -> None:
-    """Raises UserError unless every λ is a finite number ≥ 0."""
+    """Raises UserError unless every λ is a number in [0, LARGEST_STRENGTH]."""
     values = np.asarray(strength, np.float64)
-    bad = values[~(np.isfinite(values) & (values >= 0))]
+    bad = values[~((values >= 0) & (values <= LARGEST_STRENGTH))]
     if bad.size:
         raise UserError(
-            f"{name} is {bad.flat[0]:g}; it must be a finite number ≥ 0 "
-            f"(0 is the base model, 1 the trained strength)"
+            f"{name} is {bad.flat[0]:g}; it must be a finite number ≥ 0, at most "
+            f"{LARGEST_STRENGTH:g} (0 is the base model, 1 the trained strength)"
         )
 
 

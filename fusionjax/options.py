@@ -1,17 +1,19 @@
 """What users choose: names, values, their ranges and their help, told once, in the field itself.
 
 A field of `Description` or `Settings` is at once a keyword of `FusionPipeline`, a key of scenes,
-requests and pictures' texts, and a flag of the command line. Standard library only, so that
-nothing heavy is loaded to read a command line.
+requests and pictures' texts, and a flag of the command line. Nothing heavy is loaded
+here, for command lines to be read at once.
 """
 
 import dataclasses
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, shortened, told
+from fusionjax.schema import typed
 
 Fusion = Literal["concat", "decoupled"]
 Implementation = Literal["xla", "cudnn", "tpu"]
@@ -43,12 +45,14 @@ def not_one_of(name: str, value: object, choices: Sequence[str]) -> str:
     Returns:
         The message.
     """
-    written = str(value).lower().replace("+", "p").translate(str.maketrans(" -", "__"))
+    written = (
+        shortened(str(value), 80).lower().replace("+", "p").translate(str.maketrans(" -", "__"))
+    )
     # A name's beginning is meant to be that name: "euler a", "dpm++".
     close = [choice for choice in choices if written and choice.startswith(written)]
     close = close or difflib.get_close_matches(written, choices, 1)
     meant = f"did you mean {close[0]!r}? Choose" if close else "choose"
-    return f"{name} is {value!r}; {meant} one of {', '.join(choices)}"
+    return f"{name} is {told(value)}; {meant} one of {', '.join(choices)}"
 
 
 # What was written before names had the field's words, and is still read.
@@ -98,7 +102,11 @@ SEEN, WHO, HOW, MODELS, START = (
     "starting from an image",
 )
 LARGEST_SEED = 2**32 - 1
+LARGEST_STRENGTH = 1e6  # of faces; float32 holds its products
+LARGEST_GUIDANCE = 1000.0
+MOST_IMAGES = 10_000  # of one call
 _LONGEST_SIDE = 8192
+_LONGEST_TEXT = 20_000  # characters; a text encoder reads some 300
 
 
 def option(
@@ -136,13 +144,24 @@ def option(
 
 
 def check_options(values: Any) -> None:
-    """Checks every field of a dataclass against its choices and limits.
+    """Checks every option of a frozen dataclass against its type, its choices and its limits.
+
+    Called at the end of its making; numbers and lists of another kind (NumPy's) are kept as its
+    own.
 
     Raises:
-        UserError: for the first that is not one of them, or out of range.
+        UserError: for the first that is of another type, not one of them, or out of range.
     """
     for field in dataclasses.fields(values):
-        value, choices = getattr(values, field.name), field.metadata.get("choices")
+        if "help" not in field.metadata:
+            continue
+        value = getattr(values, field.name)
+        if Path not in (field.type, *get_args(field.type)):  # which only a command line has
+            value = typed(value, field.type, field.name)
+            object.__setattr__(values, field.name, value)  # frozen from here on
+            if field.metadata["path"] is None:
+                _check_texts(field.name, value)
+        choices = field.metadata["choices"]
         if choices and value is not None and value not in choices:
             raise UserError(not_one_of(field.name, value, choices))
         if (limits := field.metadata.get("limits")) is None:
@@ -150,6 +169,18 @@ def check_options(values: Any) -> None:
         for part, number in _numbers(value):
             name = f"{field.name} of {part}" if part else field.name
             check_number(name, number, *limits, above=field.metadata["above"])
+
+
+def _check_texts(name: str, value: Any) -> None:
+    for text in value if isinstance(value, tuple) else (value,):
+        if not isinstance(text, str):
+            continue
+        if len(text) > _LONGEST_TEXT:
+            raise UserError(
+                f"{name} has {len(text):,} characters; it must have at most {_LONGEST_TEXT:,}"
+            )
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"{name} is {told(text)}; it holds half a character (a surrogate)")
 
 
 def check_number(
@@ -167,9 +198,8 @@ def check_number(
     Raises:
         UserError: if it is out of range, NaN, or no number at all.
     """
-    number = isinstance(value, int | float) or hasattr(value, "__float__")
     # Python compares whole numbers of any size, but does not make them floating-point ones.
-    if number and low <= value <= high and value != math.inf and not (above and value == low):
+    if low <= value <= high and value != math.inf and not (above and value == low):
         return
     if math.isinf(high):
         must = f"{'>' if above else '≥'} {low:g}"
@@ -179,13 +209,7 @@ def check_number(
             if above
             else f"in {low:.10g}..{high:.10g}"
         )
-    told = f"{value:g}" if isinstance(value, float) else shortened(repr(value))
-    raise UserError(f"{name} is {told}; it must be {must}")
-
-
-def shortened(text: str, most: int = 20) -> str:
-    """A text cut so that it fits into a message."""
-    return text if len(text) <= most else f"{text[:most]}…"
+    raise UserError(f"{name} is {told(value)}; it must be {must}")
 
 
 def current_name(name: str) -> str:
@@ -197,6 +221,7 @@ def unknown_name(name: str, known: Sequence[str]) -> str:
     """What to say of a name that is not known, with what serves instead or the likeliest one."""
     if name in INSTEAD:
         return f"{name!r} is not supported; use {INSTEAD[name]}"
+    name = shortened(name, 80)
     close = difflib.get_close_matches(name, [*known, *OLD_NAMES], 1)
     hint = f"did you mean {current_name(close[0])!r}?" if close else f"known are {', '.join(known)}"
     return f"{name!r} is not known; {hint}"
@@ -222,12 +247,12 @@ class Description:
         metavar=("FROM", "UNTIL"),
     )  # fmt: skip
     layer_strength: Mapping[str, float] = option(
-        {}, "factors on the strength by layer", group=WHO, limits=(0, math.inf),
-        metavar="LAYER=FACTOR",
+        {}, "factors on the strength by layer", group=WHO,
+        limits=(0, LARGEST_STRENGTH), metavar="LAYER=FACTOR",
     )  # fmt: skip
     face_guidance_scale: float | None = option(
         None, "guide by the faces separately, and by the text with --guidance-scale, for one more "
-        "pass of the UNet a step", group=WHO, limits=(1, math.inf), metavar="G",
+        "pass of the UNet a step", group=WHO, limits=(1, LARGEST_GUIDANCE), metavar="G",
     )  # fmt: skip
     seed: int = option(
         0, "of the first image; the next have the next numbers", group=HOW,
@@ -235,10 +260,10 @@ class Description:
     )  # fmt: skip
     guidance_scale: float | None = option(
         None, "how strictly to follow text and faces; 1 is no guidance (default: 7.5; the embedded "
-        "model: 3)", group=HOW, limits=(1, math.inf), metavar="G",
+        "model: 3)", group=HOW, limits=(1, LARGEST_GUIDANCE), metavar="G",
     )  # fmt: skip
     controlnet_conditioning_scale: float = option(
-        1.0, "a factor on the ControlNet's answer", group=START, limits=(0, math.inf), metavar="S",
+        1.0, "a factor on the ControlNet's answer", group=START, limits=(0, 100), metavar="S",
         flags=("--controlnet-conditioning-scale", "--control-strength"),
     )  # fmt: skip
 
@@ -311,6 +336,7 @@ def check_guidance(description: Description, settings: Settings) -> None:
 
 
 Reference = Literal["clean", "matched"]
+_BIASES = (-100.0, 100.0)
 
 Initialisation = Literal["self_attention", "zeros", "query", "random"]
 
@@ -345,10 +371,9 @@ class FusionOptions:
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                    f"{name} is {told(getattr(self, name))}; choose one of {', '.join(choices)}"
                 )
-        if not math.isfinite(self.face_logit_bias):
-            raise UserError(f"face_logit_bias is {self.face_logit_bias}; it must be finite")
+        check_number("face_logit_bias", self.face_logit_bias, *_BIASES)
 
     def to_json(self) -> dict[str, Any]:
         """The options as a JSON object."""
@@ -365,7 +390,7 @@ class FusionOptions:
         for name in options:
             if name not in names:
                 raise UserError(
-                    f"the adapter has the option {name!r}, which this version does not know; "
+                    f"the adapter has the option {told(name)}, which this version does not know; "
                     f"it knows {', '.join(names)}"
                 )
-        return cls(**options)
+        return typed(options, cls, "the adapter's options")

@@ -7,21 +7,25 @@ gradients), which carries its weights in the package: no download, and a licence
 allows any use. OpenCV's Haar cascades do that too, but take patterns in the background for faces.
 """
 
+import contextlib
 import functools
 import io
 import os
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, shortened
+from fusionjax.files import open_regular
 from fusionjax.options import CROPS, not_one_of
 
-PhotoSource = str | os.PathLike[str] | Image.Image | np.ndarray
+PhotoSource = str | os.PathLike[str] | BinaryIO | io.IOBase | Image.Image | np.ndarray
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit, beyond which a file counts as an attack
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+MAX_PIXELS = 50_000_000  # which take 0.8 GB while transparency is removed
+MAX_JPEG_PIXELS = 178_956_970  # decoded at a fraction; Pillow's own limit
 MIN_SIDE = 32
 _DECODE_SIDE = 4096  # larger JPEGs are decoded at a half, a quarter or an eighth
 _DETECT_SIDE = 800  # faces are looked for in a picture of this size
@@ -38,55 +42,78 @@ def read_photo(source: PhotoSource, *, behind: str = "white") -> Image.Image:
     their size.
 
     Args:
-        source: a file, a Pillow image, or an array [h, w, 3] of uint8.
+        source: a file, an open one, a Pillow image, or an array [h, w, 3] of uint8.
         behind: the colour behind what is transparent.
 
     Returns:
         The picture, mode "RGB".
 
     Raises:
-        UserError: if there is no such file, it is not a picture or is cut off, it is animated or
-            has several pages, holds more than `MAX_PIXELS`, or is smaller than `MIN_SIDE`.
+        UserError: if there is no such file, it is not a picture of one of `FORMATS` or is cut off,
+            it is animated or has several pages, holds more than `MAX_PIXELS` (`MAX_JPEG_PIXELS`),
+            or is smaller than `MIN_SIDE`.
     """
-    if isinstance(source, np.ndarray):
-        return _checked(_from_array(source), "the array")
-    if isinstance(source, Image.Image):
-        name = getattr(source, "filename", "") or "the image"
-        return _checked(_to_rgb(source, str(name), behind), str(name))
-    path = os.fspath(source)
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns at half its limit; `MAX_PIXELS` is where this function stops.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name the pictures in it") from None
-    except Image.DecompressionBombError:
-        raise UserError(
-            f"{path} has more than {MAX_PIXELS // 10**6} million pixels; reduce it first"
-        ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        raise UserError(f"{path} is not a picture that Pillow can read") from None
-    with image:
-        frames = getattr(image, "n_frames", 1)
-        # Phones store a second view or a depth map in the same JPEG ("MPO").
-        if frames > 1 and image.format != "MPO":
-            raise UserError(
-                f"{path} is animated or has several pages ({frames} frames); save one as a still "
-                "picture"
-            )
-        if max(image.size) > 2 * _DECODE_SIDE:
-            # Only JPEG listens; it decodes at the least fraction that is not below this size.
-            image.draft("RGB", (_DECODE_SIDE // 2, _DECODE_SIDE // 2))
+    name = _name_of(source)
+    with contextlib.ExitStack() as files, warnings.catch_warnings():
+        # Pillow warns of large pictures, which are refused here, and of odd tags, which matter not.
+        warnings.simplefilter("ignore")
         try:
-            image.load()
-        except (
-            Exception
-        ) as error:  # decoders raise OSError, SyntaxError, zlib.error, struct.error …
-            raise UserError(f"{path} is damaged or cut off: {error}") from None
-        return _checked(_to_rgb(image, path, behind), path)
+            image = _to_rgb(_opened(source, name, files), name, behind)
+        except UserError:
+            raise
+        except Image.DecompressionBombError:
+            raise _too_large(name, MAX_JPEG_PIXELS) from None
+        except UnidentifiedImageError:
+            raise UserError(
+                f"{name} is not a picture that can be read here; save it as one of "
+                f"{', '.join(FORMATS)}"
+            ) from None
+        except Exception as error:  # of every kind: Pillow's decoders raise what they meet
+            raise UserError(f"{name} is damaged or cut off: {shortened(str(error), 120)}") from None
+    return _checked(image, name)
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return shortened(os.fspath(source), 120)
+    if isinstance(source, Image.Image):
+        return shortened(getattr(source, "filename", "") or "the image", 120)
+    return "the photo" if hasattr(source, "read") else "the array"
+
+
+def _opened(source: Any, name: str, files: contextlib.ExitStack) -> Image.Image:
+    """The picture, decoded; nothing is decoded that is too large."""
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
+        return _from_array(source)
+    if isinstance(source, str | os.PathLike):
+        if os.path.isdir(source):
+            raise UserError(f"{name} is a folder; name the pictures in it")
+        source = files.enter_context(open_regular(source))
+    # Not every format that Pillow knows: some start other programs, or are hardly ever used.
+    Image.init()
+    known = [format for format in FORMATS if format in Image.OPEN]  # AVIF: not in every release
+    image = files.enter_context(Image.open(source, formats=known))
+    frames = getattr(image, "n_frames", 1)
+    # Phones store a second view or a depth map in the same JPEG ("MPO").
+    if frames > 1 and image.format != "MPO":
+        raise UserError(
+            f"{name} is animated or has several pages ({frames} frames); save one as a still "
+            "picture"
+        )
+    of_jpeg = image.format in ("JPEG", "MPO")
+    if image.width * image.height > (most := MAX_JPEG_PIXELS if of_jpeg else MAX_PIXELS):
+        raise _too_large(name, most)
+    if max(image.size) > 2 * _DECODE_SIDE:
+        # Only JPEG listens; it decodes at the least fraction that is not below this size.
+        image.draft("RGB", (_DECODE_SIDE // 2, _DECODE_SIDE // 2))
+    image.load()
+    return image
+
+
+def _too_large(name: str, most: int) -> UserError:
+    return UserError(f"{name} has more than {most // 10**6} million pixels; reduce it first")
 
 
 def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
@@ -174,7 +201,8 @@ def _detector() -> Any:
     return dlib.get_frontal_face_detector()
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: Any) -> Image.Image:
+    array = np.asarray(array)  # JAX's too
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise UserError(
             f"a photo given as an array has shape {array.shape} and type {array.dtype}; "

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from fusionjax.backend.devices import (
     check_dtype,
@@ -197,11 +196,10 @@ class FusionPipeline:
         Raises:
             UserError: if there is no photo, one cannot be used, or the weights do not fit.
         """
-        if isinstance(photos, str | os.PathLike | Image.Image | np.ndarray):
-            photos = [photos]
-        if not photos:
+        given: Any = photos if isinstance(photos, list | tuple) else [photos]
+        if not given:
             raise UserError("no photos are given; a person needs at least one")
-        images = [prepare_photo(photo, self.photo_side, crop) for photo in photos]
+        images = [prepare_photo(photo, self.photo_side, crop) for photo in given]
         identity = encode_photos(self.runner, images)
         return identity if weights is None else identity.weighted(weights)
 
@@ -307,7 +305,7 @@ class FusionPipeline:
             seed if generator is None else generator,
             latents,
             options,
-            identities=(identities,) if isinstance(identities, Identity) else tuple(identities),
+            identities=identities if isinstance(identities, list | tuple) else (identities,),
             face_strength=face_strength,
             masks=masks,
             image=image,

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import ml_dtypes
 import numpy as np
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
+from fusionjax.files import open_regular
 
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -31,7 +32,8 @@ _DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_LONGEST_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+_LONGEST_HEADER_BYTES = 25_000_000  # Stable Diffusion's have less than 1; the format allows 100
+_LARGEST = 2**62  # bytes
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
@@ -103,17 +105,14 @@ class SafetensorsFile(TensorFile):
         self._file.seek(self._data_start + entry.start)
         data = np.fromfile(self._file, np.uint8, entry.end - entry.start)
         if data.nbytes != entry.end - entry.start:
-            raise UserError(f"{self.path} ends inside {name!r}; download or copy it again")
+            raise UserError(f"{self.path} ends inside {told(name)}; download or copy it again")
         return data.view(entry.dtype).reshape(entry.shape)
 
 
 def _open(path: Path) -> BinaryIO:
     if path.suffix.lower() in _PICKLE_SUFFIXES and path.is_file():
         raise UserError(pickle_message(path))
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    return open_regular(path)
 
 
 def pickle_message(
@@ -129,16 +128,15 @@ def pickle_message(
         One line.
     """
     target = target or Path(path).with_suffix(".safetensors")
-    program = (
-        "import sys, torch, safetensors.torch as s; "
-        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-        "d = d.get('state_dict', d); "
-        "s.save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, "
-        "sys.argv[2], metadata={'format': 'pt'})"
+    program = (  # short: a message has 500 characters
+        "import sys,torch,safetensors.torch as s;"
+        "d=torch.load(sys.argv[1],'cpu',weights_only=True);d=d.get('state_dict',d);"
+        "s.save_file({k:v.clone().contiguous() for k,v in d.items() if torch.is_tensor(v)},"
+        "sys.argv[2],{'format':'pt'})"
     )
     return (
-        f"{path} is a pickle, which can run any code when it is opened, and is not read here; "
-        f'convert it once: python -c "{program}" "{path}" "{target}"'
+        f"{path} is a pickle, which can run any code when opened, and is not read; convert it "
+        f'once, in its folder: python -c "{program}" "{Path(path).name}" "{Path(target).name}"'
     )
 
 
@@ -154,10 +152,15 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, 
     if len(start) < 8:
         raise damaged(f"it has {size} bytes")
     length = int.from_bytes(start, "little")
+    if size >= 8 + length > _LONGEST_HEADER_BYTES:
+        raise damaged(f"its header has {length:,} bytes, more than {_LONGEST_HEADER_BYTES:,}")
     if length > min(_LONGEST_HEADER_BYTES, size - 8):
         raise damaged(f"its header should have {length} bytes, the file has {size}")
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+        text = file.read(length)
+        if len(text) != length:
+            raise damaged("it ends inside its header")
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError):
         raise damaged("its header is not JSON") from None
     if not isinstance(header, dict):
@@ -169,12 +172,12 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, 
     for name, description in header.items():
         entry = _entry(description)
         if entry is None:
-            raise damaged(f"the entry {name!r} makes no sense")
+            raise damaged(f"the entry {told(name)} makes no sense")
         entries[name] = entry
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.start != end:
-            raise damaged(f"the bytes of {name!r} are not where the others end")
+            raise damaged(f"the bytes of {told(name)} are not where the others end")
         end = entry.end
     if end != size - 8 - length:
         raise damaged(f"it should have {8 + length + end} bytes and has {size}")
@@ -202,5 +205,8 @@ def _entry(description: Any) -> _Entry | None:
     if dtype is None or not naturals(shape) or not naturals(offsets):
         return None
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        return None
+    # NumPy's limits, which an empty tensor may exceed in the other axes.
+    if len(shape) > 32 or math.prod(max(axis, 1) for axis in shape) * dtype.itemsize > _LARGEST:
         return None
     return _Entry(dtype, tuple(shape), *offsets)

@@ -23,22 +23,27 @@ checksum of every file that it was painted from, and the fingerprints of UNet an
 `--from` repeats it exactly or says what has changed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from fusionjax.errors import UserError
-from fusionjax.files import whole_file
+from fusionjax.errors import UserError, shortened, told
+from fusionjax.files import open_regular, read_whole, whole_file
+from fusionjax.schema import parse_json
 from sample.job import Job
+from sample.trust import check_files
 
 _CHUNK = "fusionjax"
 _VERSION = 2
 _READABLE = (1, 2)  # 1 has some names of old
 _PARTS = ("job", "files", "models")
 _LONGEST_NAME = 200
+_MOST_BYTES = 1_000_000  # of a scene, and of a row
+_MOST_PIXELS = 8192**2
 
 
 def read_scene(path: Path) -> Job:
@@ -55,10 +60,16 @@ def read_scene(path: Path) -> Job:
     """
     import yaml
 
+    text = read_whole(path, _MOST_BYTES)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        values = yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates and numbers that are none
+        reason = shortened(" ".join(str(error).split()), 160)
+        raise UserError(f"{path} is not YAML: {reason}") from None
+    except Exception as error:  # its constructors raise what they meet: `!!int ''`
+        raise UserError(f"{path} is not YAML: {type(error).__name__} in a value") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no scene; it must have keys such as prompt and people")
     try:
@@ -97,26 +108,22 @@ def read_requests(path: Path, within: Job) -> Iterator[Row]:
     """
     shared = json.dumps(within.to_json(), sort_keys=True)
     names: set[str] = set()
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+    given = set(_given_ids(path))
+    with open_regular(path) as file:
+        for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
             name = f"row{number:04d}"
+            while name in given:  # another row has this as its id
+                name += "_"
             digest = hashlib.blake2b((shared + line.strip()).encode(), digest_size=8).hexdigest()
             try:
-                try:
-                    values = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"the line is not JSON: {error}") from None
-                if not isinstance(values, dict):
-                    raise UserError("the line is not a JSON object")
-                own = str(values.pop("id", name))
-                usable = own == os.path.basename(own) and not own.startswith(".")
-                if not own or not usable or len(own.encode()) > _LONGEST_NAME:
-                    raise UserError(f"id is {own[:80]!r}; it must be usable as a file's name")
-                if own in names:
-                    raise UserError(f"id {own!r} is used by an earlier row")
-                name = own
+                values = _row_of(line)
+                if "id" in values:
+                    own = _id_of(values.pop("id"))
+                    if own in names:
+                        raise UserError(f"id {own!r} is used by an earlier row")
+                    name = own
                 names.add(name)
                 for key in ("base", "fusion", "vae", "lora", "controlnet", "dtype"):
                     if key in values:
@@ -127,11 +134,44 @@ def read_requests(path: Path, within: Job) -> Iterator[Row]:
                 yield Row(number, name, digest, None, str(error))
 
 
-def read_picture(path: Path) -> Job:
+def _lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of a file of requests; of one that is too long, as much as shows that."""
+    while line := file.readline(_MOST_BYTES):
+        yield line.decode("utf-8", errors="replace")
+
+
+def _row_of(line: str) -> dict[str, Any]:
+    if len(line) >= _MOST_BYTES:
+        raise UserError(f"the line has more than {_MOST_BYTES:,} bytes")
+    values = parse_json(line, "the line")
+    if not isinstance(values, dict):
+        raise UserError("the line is not a JSON object")
+    return values
+
+
+def _id_of(value: Any) -> str:
+    """An id, if files can be called so."""
+    own = str(value) if type(value) in (str, int) else ""
+    usable = own == os.path.basename(own) and not own.startswith(".") and own.isprintable()
+    if not own or not usable or len(own.encode()) > _LONGEST_NAME:
+        raise UserError(f"id is {told(value)}; it must be usable as a file's name")
+    return own
+
+
+def _given_ids(path: Path) -> Iterator[str]:
+    """The ids that rows give themselves, as far as they can be read."""
+    with open_regular(path) as file:
+        for line in _lines(file):
+            with contextlib.suppress(UserError):
+                yield _id_of(_row_of(line)["id"] if '"id"' in line else None)
+
+
+def read_picture(path: Path, *, trust: bool = True) -> Job:
     """Reads the job that a picture carries.
 
     Args:
         path: a PNG painted by this program.
+        trust: it may name files anywhere; see `sample.trust`.
 
     Returns:
         The job, for this one picture.
@@ -140,6 +180,8 @@ def read_picture(path: Path) -> Job:
         UserError: if it carries none, or a file that it was painted from is gone or has changed.
     """
     about = _read_about(path)
+    if not trust:
+        check_files(path, about["job"], about["files"])
     for name, digest in about["files"].items():
         if not Path(name).is_file():
             raise UserError(f"{path} was painted from {name}, which does not exist any more")
@@ -168,16 +210,23 @@ def check_models(path: Path, models: dict[str, str]) -> None:
 
 
 def _read_about(path: Path) -> dict[str, dict[str, Any]]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        # The text may come after the pixels, so all is read; no other format carries one.
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise UserError(
+                    f"{path} has {image.width}×{image.height} pixels; none made here has"
+                )
             image.load()
             text = image.info.get(_CHUNK)
-    except (UnidentifiedImageError, OSError, SyntaxError):
+    except UserError:
+        raise
+    except Exception:  # of every kind: Pillow's decoders raise what they meet
         raise UserError(f"{path} is not a picture that can be read") from None
     try:
-        about = json.loads(text or "")
+        about = parse_json(text or "", "its text")
         version, parts = about["version"], {key: dict(about[key]) for key in _PARTS}
     except (ValueError, KeyError, TypeError):
         raise UserError(
@@ -192,7 +241,13 @@ def _read_about(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_picture(
-    path: Path, pixels: Any, job: Job, sums: dict[str, str], models: dict[str, str]
+    path: Path,
+    pixels: Any,
+    job: Job,
+    sums: dict[str, str],
+    models: dict[str, str],
+    *,
+    replace: bool = True,
 ) -> None:
     """Writes a picture with its story, all or nothing.
 
@@ -202,9 +257,11 @@ def write_picture(
         job: for this one picture.
         sums: `checksums(job)`.
         models: the fingerprint of each part's weights.
+        replace: a file of that name may be there already.
 
     Raises:
         UserError: if it cannot be written.
+        FileExistsError: without `replace`, if the name is taken.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -215,10 +272,22 @@ def write_picture(
     if job.prompt:
         text.add_itxt("Description", job.prompt)
     try:
-        with whole_file(path) as beside:
+        with whole_file(path, replace=replace) as beside:
             Image.fromarray(pixels).save(beside, "PNG", pnginfo=text)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def is_another(path: Path, job: Job) -> bool:
+    """Whether a file is there that is not a picture of this job."""
+    if not path.exists():
+        return False
+    try:
+        return bool(_read_about(path)["job"] != json.loads(json.dumps(job.to_json(full=True))))
+    except UserError:
+        return True
 
 
 def checksums(job: Job) -> dict[str, str]:

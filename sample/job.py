@@ -7,18 +7,19 @@ Everything that can be checked without loading a model is checked here. An optio
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
 from fusionjax.options import (
     CROPS,
     DTYPES,
     HOW,
     LARGEST_SEED,
+    LARGEST_STRENGTH,
     MODELS,
+    MOST_IMAGES,
     START,
     WHO,
     Description,
@@ -28,9 +29,9 @@ from fusionjax.options import (
     check_options,
     current_name,
     option,
-    shortened,
     unknown_name,
 )
+from fusionjax.schema import typed
 
 BATCH_PER_DEVICE = 4
 """Images generated at once on each device, unless told otherwise."""
@@ -59,7 +60,7 @@ class Person:
     )  # fmt: skip
     weights: tuple[float, ...] = option(
         (), "a weight for each file; files of several people are mixed", group=WHO,
-        flags=("--face-weights",), limits=(0, math.inf), metavar="λ",
+        flags=("--face-weights",), limits=(0, LARGEST_STRENGTH), metavar="λ",
     )  # fmt: skip
     fresh: int | None = option(
         None, "a person who does not exist; each number is another person", group=WHO,
@@ -82,7 +83,8 @@ class Person:
         elif self.faces:
             raise UserError("a person has faces and is fresh; give one of them")
         check_options(self)
-        check_number("a person's strength", self.strength, 0)
+        name = "a person's strength"
+        check_number(name, typed(self.strength, float, name), 0, LARGEST_STRENGTH)
         if self.weights and len(self.weights) != len(self.faces):
             raise UserError(f"{len(self.weights)} weights for {len(self.faces)} faces")
         if self.box and self.mask:
@@ -107,10 +109,10 @@ class Job(Settings, Description):
     )  # fmt: skip
     face_strength: float = option(
         1.0, "how strong the faces are: 0 is the base model, 1 as trained", group=WHO,
-        limits=(0, math.inf), metavar="λ",
+        limits=(0, LARGEST_STRENGTH), metavar="λ",
     )  # fmt: skip
     num_images_per_prompt: int = option(
-        1, "images to generate", group=HOW, limits=(1, 10_000), metavar="N",
+        1, "images to generate", group=HOW, limits=(1, MOST_IMAGES), metavar="N",
         flags=("--num-images-per-prompt", "--num-images"),
     )  # fmt: skip
     base: str | None = option(
@@ -192,7 +194,7 @@ class Job(Settings, Description):
         if "people" in values:
             people = values["people"]
             if not isinstance(people, list | tuple):
-                raise UserError(f"people is {people!r}; it must be a list")
+                raise UserError(f"people is {told(people)}; it must be a list")
             read["people"] = tuple(_person(person, folder) for person in people)
         return cls(**read) if within is None else dataclasses.replace(within, **read)
 
@@ -215,7 +217,7 @@ def even_batch(pictures: int, most: int) -> int:
 
 def _person(values: Any, folder: Path | None) -> Person:
     if not isinstance(values, Mapping):
-        raise UserError(f"a person is {values!r}; it must have keys such as faces, box, mask")
+        raise UserError(f"a person is {told(values)}; it must have keys such as faces, box, mask")
     values = dict(values)
     if "identity" in values:  # one file is the common case
         if "faces" in values:
@@ -271,7 +273,7 @@ def _located(path: str, folder: Path | None) -> Path:
         found.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, nobody's home, a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shortened(path, 80)!r} is no file's name ({reason})") from None
+        raise UserError(f"{told(path)} is no file's name ({reason})") from None
     return found
 
 
@@ -284,31 +286,10 @@ def _if_existing(source: str, folder: Path | None) -> str:
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """`value` as a field's type, without guessing: a text is no number and 1.5 is no integer."""
-    if get_origin(kind) is not None and type(None) in get_args(kind):
-        if value is None:
-            return None
-        kind = next(arg for arg in get_args(kind) if arg is not type(None))
-    origin = get_origin(kind) or kind
-    if origin is tuple:
-        inner = get_args(kind)[0]
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_typed(name, item, inner) for item in items)
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{name} is {value!r}; it must map layers to numbers")
-        return {str(key): _typed(name, item, float) for key, item in value.items()}
-    words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    fits = (
-        isinstance(value, bool)
-        if kind is bool
-        else isinstance(value, int | float) and not isinstance(value, bool)
-        if kind is float
-        else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    )
-    if not fits:
-        raise UserError(f"{name} is {value!r}; it must be {words[kind]}")
-    return float(value) if kind is float else value
+    """`value` as a field's type; a single one stands for a list of one."""
+    if get_origin(kind) is tuple and not isinstance(value, list | tuple):
+        value = [value]
+    return typed(value, kind, name)
 
 
 def _to_json(value: Any, full: bool) -> Any:

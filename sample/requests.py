@@ -126,6 +126,15 @@ def _generate_group(
                 yield item.row
             continue
         path = options.output / f"{item.row.name}_{item.number:03d}.png"
+        again = 2
+        while files.is_another(path, item.job):
+            path = options.output / f"{item.row.name}-{again}_{item.number:03d}.png"
+            again += 1
+        if again > 2:
+            print(
+                f"row {item.row.number}: another picture has its name; written as {path.name}",
+                file=sys.stderr,
+            )
         sums = files.checksums(item.job)
         files.write_picture(path, image.pixels, item.job, sums, studio.pipe.fingerprints)
         log.painted(item.row, item.number, path.name, item.job.seed)

@@ -1,9 +1,15 @@
 """Generates a job, or a file of requests, and writes what belongs to it."""
 
+import contextlib
 import dataclasses
+import itertools
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from fusionjax.errors import UserError
+from fusionjax.files import whole_file
 from sample import formats as files
 from sample.job import BATCH_PER_DEVICE, Job, even_batch
 from sample.options import Options
@@ -11,6 +17,7 @@ from sample.progress import Bar, Stopwatch
 from sample.requests import run_requests
 from sample.sheet import print_shares, thumbnails, write_share
 from sample.studio import Studio, completed, with_embedded_face
+from sample.trust import check_base_of, check_models
 
 
 def run(options: Options) -> int:
@@ -29,8 +36,12 @@ def run(options: Options) -> int:
     if options.scene is not None:
         within = files.read_scene(options.scene)
     elif options.source is not None:
-        within = files.read_picture(options.source)
+        within = files.read_picture(options.source, trust=options.trust)
     job = options.job(within)
+    if within is not None and not options.trust:
+        check_models(options.scene or options.source or Path(), within, options.given)
+    if job.fusion is not None and job.base is None and not options.trust:
+        check_base_of(job.fusion)
     if options.dry_run:
         from sample.dry_run import dry_run
 
@@ -90,8 +101,7 @@ def _run_job(options: Options, job: Job) -> int:
         if each.pixels is None:
             continue
         own = dataclasses.replace(job, seed=requests[index].seed, num_images_per_prompt=1)
-        path = options.output / f"{first + index:04d}_seed{own.seed}.png"
-        files.write_picture(path, each.pixels, own, sums, models)
+        path = _write(options.output, first + index, each.pixels, own, sums, models)
         print(path)
         images.append(Image.fromarray(each.pixels))
         if each.attention_share is not None:
@@ -105,16 +115,33 @@ def _run_job(options: Options, job: Job) -> int:
 
     from sample.sheet import contact_sheet
 
-    sheet = options.output / f"{first:04d}_sheet.png"
-    contact_sheet([thumbnails(person) for person in people], images).save(sheet)
-    print(sheet)
+    picture = contact_sheet([thumbnails(person) for person in people], images)
+    print(_numbered(options.output, first, "sheet", lambda path: _save(picture, path)))
     if shares:
         print_shares(shares, job, people)
     bar.say(f"{len(images)} image{'s' * (len(images) > 1)} in {watch}")
     return 1 if missing else 0
 
 
-# --- a file of requests ---------------------------------------------------------------------------
+def _write(folder: Path, number: int, pixels: Any, job: Job, *about: Any) -> Path:
+    """Writes a picture under the first number from `number` on that is free."""
+
+    def write(path: Path) -> None:
+        files.write_picture(path, pixels, job, *about, replace=False)
+
+    return _numbered(folder, number, f"seed{job.seed}", write)
 
 
-# --- what is told ---------------------------------------------------------------------------------
+def _save(picture: Any, path: Path) -> None:
+    with whole_file(path, replace=False) as beside:
+        picture.save(beside, "PNG")
+
+
+def _numbered(folder: Path, number: int, what: str, write: Callable[[Path], None]) -> Path:
+    """Another program may be writing pictures to the same folder: no name is taken twice."""
+    for free in itertools.count(number):
+        path = folder / f"{free:04d}_{what}.png"
+        with contextlib.suppress(FileExistsError):
+            write(path)
+            break
+    return path

@@ -118,5 +118,5 @@ def test_what_is_no_controlnet_is_refused(folder, tmp_path):
         ControlNet.from_pretrained(tmp_path)
     config = (folder / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"ControlNetModel"', '"UNet2DModel"'))
-    with pytest.raises(UserError, match="describes a UNet2DModel; a ControlNetModel is needed"):
+    with pytest.raises(UserError, match="describes a 'UNet2DModel'; a ControlNetModel is needed"):
         ControlNet.from_pretrained(tmp_path)

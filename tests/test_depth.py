@@ -55,7 +55,10 @@ def test_the_command_paints_by_the_depth_of_a_photo(model, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert main([*common, *words]) == 0
-    assert main([*common, "--quiet", "--from", str(tmp_path / "out" / "0002_seed0.png")]) == 0
+    assert (
+        main([*common, "--quiet", "--trust", "--from", str(tmp_path / "out" / "0002_seed0.png")])
+        == 0
+    )
     depth, one, again = (
         np.asarray(Image.open(tmp_path / "out" / name))
         for name in ("0001_depth.png", "0002_seed0.png", "0003_seed0.png")

@@ -53,7 +53,7 @@ def test_weights_must_fit():
     assert person.weighted(0.5).weights == (0.5, 0.5)
     with pytest.raises(UserError, match="3 weights are given for 2 photos"):
         person.weighted([1, 1, 1])
-    with pytest.raises(UserError, match=r"weight is -0\.5; it must be a finite number ≥ 0"):
+    with pytest.raises(UserError, match=r"weight is -0\.5; it must be in 0..1000000"):
         person.weighted([1, -0.5])
     with pytest.raises(UserError, match="1 weights are given for 2 people"):
         Identity.mix([person, person], [1.0])
@@ -86,7 +86,7 @@ def test_files_that_are_no_identity(tmp_path):
     save_file(
         {"x": np.zeros(3)}, tmp_path / "bad.safetensors", metadata={"fusionjax": json.dumps(about)}
     )
-    with pytest.raises(UserError, match="is a damaged identity file: 'latents' is missing"):
+    with pytest.raises(UserError, match="damaged identity file: Object missing required"):
         Identity.load(tmp_path / "bad.safetensors")
     make(1).save(tmp_path / "cut.safetensors")
     data = (tmp_path / "cut.safetensors").read_bytes()

@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
+from fusionjax import schema
 from fusionjax.errors import UserError
 from fusionjax.interop import configs, names
 from fusionjax.safetensors_file import SafetensorsFile
@@ -49,7 +50,7 @@ def load_vae(folder: Path) -> tuple[Any, Any]:
             f"`python -m train mini_vae --output {folder.parent}`"
         )
     path = folder / "config.json"
-    module: Any = configs.vae_from_config(configs.read_json(path), str(path), jnp.float32)
+    module: Any = configs.vae_from_config(schema.read_json(path), str(path), jnp.float32)
     filled = {}
     with SafetensorsFile(folder / FILE) as file:
         for name, (place, shape) in names.torch_names(module).items():

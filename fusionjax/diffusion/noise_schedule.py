@@ -17,10 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
+from fusionjax.schema import typed
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction"]
+_MOST_TIMESTEPS = 100_000
+_LEAST_SIGNAL = 1e-9  # Stable Diffusion 1.5 has 0.0047 left; less than this, and σ overflows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +47,21 @@ class NoiseSchedule:
     prediction_type: PredictionType = "epsilon"
 
     def __post_init__(self) -> None:
-        if self.num_train_timesteps < 1:
-            raise UserError(f"num_train_timesteps is {self.num_train_timesteps}; it must be ≥ 1")
+        if not 1 <= self.num_train_timesteps <= _MOST_TIMESTEPS:
+            raise UserError(
+                f"num_train_timesteps is {told(self.num_train_timesteps)}; it must be in "
+                f"1..{_MOST_TIMESTEPS}"
+            )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise UserError(
                 f"beta_start is {self.beta_start} and beta_end {self.beta_end}; "
                 "they must satisfy 0 < beta_start ≤ beta_end < 1"
+            )
+        if not self.alphas_cumprod[-1] > _LEAST_SIGNAL:
+            raise UserError(
+                f"beta_end is {self.beta_end} with {self.num_train_timesteps} timesteps: of the "
+                f"image, {self.alphas_cumprod[-1]:.3g} of the variance would be left at the last "
+                "one, too little for any sampler; Stable Diffusion 1.5 has 0.012 and 1000"
             )
 
     @classmethod
@@ -73,11 +85,9 @@ class NoiseSchedule:
                 "rescale_betas_zero_snr is true in the scheduler's config; it is not supported"
             )
         for name, kinds in (("beta_schedule", BetaSchedule), ("prediction_type", PredictionType)):
-            value, choices = config.get(name), get_args(kinds)
-            if value is not None and value not in choices:
-                raise UserError(f"{name} is {value!r}; known are {', '.join(choices)}")
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in config.items() if name in names})
+            if name in config and config[name] not in (choices := get_args(kinds)):
+                raise UserError(f"{name} is {told(config[name])}; known are {', '.join(choices)}")
+        return typed(config, cls)
 
     def to_config(self) -> dict[str, Any]:
         """Writes the schedule as the contents of a diffusers `scheduler_config.json`."""

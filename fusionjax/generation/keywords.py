@@ -12,9 +12,17 @@ import numpy as np
 from fusionjax.errors import UserError
 from fusionjax.generation.generate import OnStepEnd
 from fusionjax.generation.model import Model
-from fusionjax.generation.request import Request, check_settings, fit_image
-from fusionjax.options import LARGEST_SEED, Description, Settings, current_name, unknown_name
+from fusionjax.generation.request import Request, check_settings, fit_image, fit_mask
+from fusionjax.options import (
+    LARGEST_SEED,
+    MOST_IMAGES,
+    Description,
+    Settings,
+    current_name,
+    unknown_name,
+)
 from fusionjax.photos import PhotoSource
+from fusionjax.schema import typed, whole
 
 # pipeline, row, its timestep, {"latents": …} → {"latents": …} or nothing, as in diffusers
 CallbackOnStepEnd = Callable[..., Mapping[str, Any] | None]
@@ -47,13 +55,11 @@ def read_call(
     Raises:
         UserError: if an argument is wrong.
     """
-    prompts, negatives = (
-        [each] if isinstance(each, str) else list(each) for each in (prompt, negative_prompt)
-    )
+    prompts, negatives = _texts(prompt, "prompt"), _texts(negative_prompt, "negative_prompt")
     if not prompts:
         raise UserError("no prompt is given")
-    if num_images_per_prompt < 1:
-        raise UserError(f"num_images_per_prompt is {num_images_per_prompt}; it must be ≥ 1")
+    name = "num_images_per_prompt"
+    num_images_per_prompt = typed(num_images_per_prompt, whole(1, MOST_IMAGES), name)
     if len(negatives) not in (1, len(prompts)):
         raise UserError(
             f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one for all, "
@@ -69,12 +75,14 @@ def read_call(
         expected = (count, *model.grid(height, width), model.base.unet.in_channels)
         if latents.shape != expected:
             raise UserError(f"latents have shape {latents.shape}; they must be {expected}")
+        if not np.isfinite(latents).all():
+            raise UserError("latents hold numbers that are not finite; give unit noise")
     first = Request(
         **description,
         **people,
         masks=None if masks is None else np.asarray(masks, np.float32),
         image=None if image is None else fit_image(image, size) * 2 - 1,
-        mask_image=None if mask_image is None else fit_image(mask_image, size).mean(-1),
+        mask_image=None if mask_image is None else fit_mask(mask_image, size),
         control_image=None if control_image is None else fit_image(control_image, size),
     )
     requests = [
@@ -88,6 +96,13 @@ def read_call(
         for i, seed in enumerate(seeds_of(generator, count))
     ]
     return requests, settings
+
+
+def _texts(value: Any, name: str) -> list[str]:
+    """One text or several as a list."""
+    if isinstance(value, list | tuple):
+        return typed(list(value), list[str], name)
+    return [typed(value, str, name)]
 
 
 def read_keywords(options: Mapping[str, Any], side: int) -> tuple[Settings, dict[str, Any]]:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from fusionjax import masks as masking
 from fusionjax.diffusion import samplers
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
 from fusionjax.generation.model import Model
 from fusionjax.identity import Identity
-from fusionjax.options import HOW, Description, Settings, check_guidance, option
+from fusionjax.options import HOW, LARGEST_GUIDANCE, Description, Settings, check_guidance, option
 from fusionjax.photos import PhotoSource, read_photo
 
 
@@ -34,7 +34,7 @@ class Request(Description):
     """
 
     prompt: str = ""
-    guidance_scale: float = option(7.5, "", group=HOW, limits=(1, float("inf")))
+    guidance_scale: float = option(7.5, "", group=HOW, limits=(1, LARGEST_GUIDANCE))
     identities: Sequence[Identity] = ()
     face_strength: Sequence[float] | float = 1.0
     masks: np.ndarray | None = None
@@ -148,7 +148,14 @@ def _check_people(request: Request, settings: Settings, model: Model, *, adapter
         )
     fusion = model.fusion
     for number, person in enumerate(request.identities):
-        person.check_fits(model.base.fingerprint, fusion.options.reference, f"identity {number}")
+        if not isinstance(person, Identity):
+            raise UserError(
+                f"identity {number} is {told(person)}; encode photos by encode_identity, or load "
+                "a file by Identity.load"
+            )
+        name = f"identity {number}"
+        person.check_fits(model.base.fingerprint, fusion.options.reference, name)
+        _check_states(person, model, name)
     strengths = np.asarray(request.face_strength, np.float64)
     masking.check_strength(strengths, "face_strength")
     if strengths.ndim and strengths.shape != (len(request.identities),):
@@ -179,6 +186,22 @@ def _check_people(request: Request, settings: Settings, model: Model, *, adapter
                 f"mask {number} lies within the others' masks: its person is not seen there, "
                 "for where masks overlap no face is",
                 stacklevel=5,
+            )
+
+
+def _check_states(person: Identity, model: Model, name: str) -> None:
+    """An identity file of the right base may still lack something."""
+    if person.latents.shape[-1] != model.base.unet.in_channels or not len(person):
+        raise UserError(f"{name} has latents of shape {person.latents.shape}; encode it again")
+    if model.fusion.options.reference != "clean":
+        return
+    for layer, about in model.fusion.layers.items():
+        states = person.states.get(layer)
+        if states is None or states.ndim != 3 or states.shape[::2] != (len(person), about.features):
+            shape = "none" if states is None else states.shape
+            raise UserError(
+                f"{name} has states of shape {shape} for {layer}, where {len(person)} photos have "
+                f"({len(person)}, tokens, {about.features}); encode the photos again"
             )
 
 

@@ -23,12 +23,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, shortened, told
 from fusionjax.files import whole_file
 from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.interop.kinds import kind_of
 from fusionjax.options import FusionOptions
 from fusionjax.safetensors_file import SafetensorsFile
+from fusionjax.schema import parse_json
 
 if TYPE_CHECKING:
     from fusionjax.backend.flax_unet import AttentionLayer
@@ -144,20 +145,26 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
             raise UserError(
                 f"{path} is not an adapter that fusionjax exported; it seems to be {kind}"
             )
-        try:
-            options = json.loads(file.metadata[METADATA])
-        except (ValueError, RecursionError):
-            options = None
+        options = parse_json(file.metadata[METADATA], f"{path}: its metadata")
         if not isinstance(options, dict):
             raise UserError(f"{path}: the options in its metadata are not a JSON object")
         for name in file:
             layer, found, rest = name.rpartition(".processor.")
             kind = rest.removesuffix(".weight")
             if not found or kind not in _WEIGHTS or kind == rest or len(file[name]) != 2:
-                raise UserError(f"{path} has a tensor {name!r} {file[name]} that is no kf or vf")
+                raise UserError(
+                    f"{path} has a tensor {told(name)} {told(file[name])} that is no kf or vf"
+                )
             matrix = file.read(name)
-            if not np.issubdtype(matrix.dtype, np.floating) or not np.isfinite(matrix).all():
-                raise UserError(f"{path}: {name} does not hold finite numbers; export it again")
+            if matrix.dtype.kind != "f" and matrix.dtype.name != "bfloat16":
+                raise UserError(
+                    f"{path}: {shortened(name, 80)} holds {matrix.dtype}; export it as float32"
+                )
+            if not np.isfinite(matrix.astype(np.float32)).all():
+                raise UserError(
+                    f"{path}: {shortened(name, 80)} holds numbers that are not finite in float32; "
+                    "export it again"
+                )
             weights.setdefault(layer, {})[kind] = matrix
         for layer, pair in weights.items():
             if len(pair) != len(_WEIGHTS) or pair["kf"].shape != pair["vf"].shape:

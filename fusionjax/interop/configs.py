@@ -5,18 +5,19 @@ anything but what the Flax classes do, the model is refused: it would compute so
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import jax.numpy as jnp
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
+from msgspec import Meta
 from transformers import CLIPTextConfig
+from transformers.modeling_flax_utils import ACT2FN
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
-from fusionjax.errors import UserError
+from fusionjax import schema
+from fusionjax.errors import UserError, told
+from fusionjax.options import not_one_of
 
 # What the Flax classes have built in, by PyTorch's name for it.
 _UNET_BUILT_IN: dict[str, tuple[Any, ...]] = {
@@ -57,30 +58,76 @@ _VAE_BUILT_IN: dict[str, tuple[Any, ...]] = {
 }
 _BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D",
            "DownEncoderBlock2D", "UpDecoderBlock2D"}  # fmt: skip
+_GROUPS = 32  # where a config says nothing
 _FLAX_ONLY = {"parent", "name", "dtype", "use_memory_efficient_attention", "split_head_dim"}
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a JSON object.
+CHANNELS: Any = Annotated[
+    list[schema.whole(1, 8192)],  # type: ignore[misc]
+    Meta(min_length=1, max_length=8),
+]
+_LAYERS = schema.whole(1, 64)
+_HEADS = schema.whole(1, 1024)
 
-    Args:
-        path: the file.
 
-    Returns:
-        The object.
+class UnetTypes(TypedDict, total=False):
+    """The types of a UNet's `config.json`, as far as the Flax class knows it."""
 
-    Raises:
-        UserError: if the file is missing, unreadable, or holds something else.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); copy it again from its source") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; copy it again from its source")
-    return content
+    sample_size: schema.whole(1, 1024) | None
+    in_channels: schema.whole(1, 64)
+    out_channels: schema.whole(1, 64)
+    down_block_types: list[str]
+    up_block_types: list[str]
+    mid_block_type: str | None
+    only_cross_attention: bool | list[bool]
+    block_out_channels: CHANNELS
+    layers_per_block: _LAYERS
+    attention_head_dim: _HEADS | list[_HEADS]
+    num_attention_heads: _HEADS | list[_HEADS] | None
+    cross_attention_dim: schema.whole(1, 16384)
+    dropout: schema.real(0, 1)
+    use_linear_projection: bool
+    flip_sin_to_cos: bool
+    freq_shift: schema.real(-1e3, 1e3)
+    transformer_layers_per_block: _LAYERS | list[_LAYERS]
+    addition_time_embed_dim: schema.whole(1, 8192) | None
+    projection_class_embeddings_input_dim: schema.whole(1, 8192) | None
+
+
+class VaeTypes(TypedDict, total=False):
+    """The types of an autoencoder's `config.json`."""
+
+    in_channels: schema.whole(1, 64)
+    out_channels: schema.whole(1, 64)
+    down_block_types: list[str]
+    up_block_types: list[str]
+    block_out_channels: CHANNELS
+    layers_per_block: _LAYERS
+    latent_channels: schema.whole(1, 256)
+    norm_num_groups: schema.whole(1, 1024)
+    sample_size: schema.whole(1, 65536)
+    scaling_factor: schema.real(0, 1e3, above=True)
+
+
+class TextTypes(TypedDict, total=False):
+    """The types of a CLIP text encoder's `config.json`."""
+
+    vocab_size: schema.whole(1, 1_000_000)
+    hidden_size: schema.whole(1, 8192)
+    intermediate_size: schema.whole(1, 65536)
+    projection_dim: schema.whole(1, 8192)
+    num_hidden_layers: schema.whole(1, 128)
+    num_attention_heads: schema.whole(1, 128)
+    max_position_embeddings: schema.whole(3, 4096)
+    hidden_act: str
+    layer_norm_eps: schema.real(0, 1, above=True)
+    dropout: schema.real(0, 1)
+    attention_dropout: schema.real(0, 1)
+    initializer_range: schema.real(0, 1e3)
+    initializer_factor: schema.real(0, 1e3)
+    pad_token_id: schema.whole(-1, 1_000_000) | None
+    bos_token_id: schema.whole(-1, 1_000_000) | None
+    eos_token_id: schema.whole(-1, 1_000_000) | list[int] | None
 
 
 def unet_from_config(config: Mapping[str, Any], where: str, dtype: Any = jnp.float32) -> Any:
@@ -99,7 +146,7 @@ def unet_from_config(config: Mapping[str, Any], where: str, dtype: Any = jnp.flo
     """
     if config.get("addition_embed_type") == "text_time":
         raise UserError(f"{where} describes an SDXL UNet; only Stable Diffusion 1.x and 2.x load")
-    return _module(FlaxUNet2DConditionModel, _UNET_BUILT_IN, config, where, dtype)
+    return module_of(FlaxUNet2DConditionModel, UnetTypes, _UNET_BUILT_IN, config, where, dtype)
 
 
 def vae_from_config(config: Mapping[str, Any], where: str, dtype: Any = jnp.float32) -> Any:
@@ -116,7 +163,7 @@ def vae_from_config(config: Mapping[str, Any], where: str, dtype: Any = jnp.floa
     Raises:
         UserError: if the Flax class cannot do what the config asks for.
     """
-    return _module(FlaxAutoencoderKL, _VAE_BUILT_IN, config, where, dtype)
+    return module_of(FlaxAutoencoderKL, VaeTypes, _VAE_BUILT_IN, config, where, dtype)
 
 
 def text_encoder_from_config(
@@ -138,12 +185,17 @@ def text_encoder_from_config(
     kind = config.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
         raise UserError(
-            f"{where}: model_type is {kind!r}; the text encoder must be a CLIPTextModel"
+            f"{where}: model_type is {told(kind)}; the text encoder must be a CLIPTextModel"
         )
-    try:
-        return FlaxCLIPTextModule(CLIPTextConfig.from_dict(dict(config)), dtype=dtype)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where} does not describe a CLIPTextModel: {error}") from None
+    known: Any = schema.typed(config, TextTypes, where)
+    if (activation := known.get("hidden_act", "quick_gelu")) not in ACT2FN:
+        raise UserError(not_one_of(f"{where}: hidden_act", activation, list(ACT2FN)))
+    width, heads = known.get("hidden_size", 512), known.get("num_attention_heads", 8)
+    if width % heads:
+        raise UserError(
+            f"{where}: hidden_size is {width}; it must be a multiple of num_attention_heads {heads}"
+        )
+    return FlaxCLIPTextModule(CLIPTextConfig(**known), dtype=dtype)
 
 
 def to_config(module: Any) -> dict[str, Any]:
@@ -175,27 +227,62 @@ def check_built_in(
     for name, values in built_in.items():
         if name in config and config[name] not in values:
             raise UserError(
-                f"{where}: {name} is {config[name]!r}; only {' or '.join(map(repr, values))} "
+                f"{where}: {name} is {told(config[name])}; only {' or '.join(map(repr, values))} "
                 "is supported"
             )
 
 
-def _module(
+def module_of(
     cls: Any,
+    kind: Any,
     built_in: Mapping[str, tuple[Any, ...]],
     config: Mapping[str, Any],
     where: str,
     dtype: Any,
 ) -> Any:
+    """Builds a Flax module from a config.
+
+    Args:
+        cls: diffusers' Flax class.
+        kind: the types of its fields.
+        built_in: what it has built in, by PyTorch's name for it.
+        config: the parsed `config.json`; what the class does not know is left out.
+        where: how to name it in errors.
+        dtype: the type to compute in.
+
+    Returns:
+        The module, without parameters.
+
+    Raises:
+        UserError: if a value has another type or is out of bounds, or the class cannot do it.
+    """
     check_built_in(config, built_in, where)
+    known: Any = schema.typed(config, kind, where)
     for name in ("down_block_types", "up_block_types"):
-        for block in config.get(name) or ():
+        for block in known.get(name, ()):
             if block not in _BLOCKS:
-                raise UserError(f"{where}: {name} has {block!r}; Stable Diffusion 1.x has no such")
-    known = {field.name for field in dataclasses.fields(cls)} - _FLAX_ONLY
+                raise UserError(f"{where}: {name} has {told(block)}, which Stable Diffusion 1.x "
+                                "has not")  # fmt: skip
+    has = {field.name for field in dataclasses.fields(cls)}
     fields = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.items()
-        if name in known
+        for name, value in known.items()
+        if name in has
     }
-    return cls(**fields, dtype=dtype)
+    module = cls(**fields, dtype=dtype)
+    levels = len(module.block_out_channels)
+    for name in ("down_block_types", "up_block_types"):
+        count = len(getattr(module, name, module.block_out_channels))
+        if count != levels:
+            raise UserError(
+                f"{where}: {name} has {count} names, and block_out_channels {levels} numbers; "
+                "there must be as many"
+            )
+    groups = getattr(module, "norm_num_groups", _GROUPS)
+    for count in module.block_out_channels:
+        if count % groups:
+            raise UserError(
+                f"{where}: block_out_channels has {count}; it must be a multiple of {groups}, the "
+                "groups of the norms"
+            )
+    return module

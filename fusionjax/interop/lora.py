@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
 from fusionjax.interop import original
 from fusionjax.interop.kinds import kind_of, some
 from fusionjax.safetensors_file import SafetensorsFile
+from fusionjax.schema import real, typed
 
 # (pattern of a tensor's name, the module that it names, its role)
 _ROLES = {"down": "down", "up": "up", "A": "down", "B": "up"}
@@ -32,6 +33,7 @@ _PATTERNS = [
 ]
 _ALPHA = re.compile(r"(?P<module>.+)\.alpha")
 _OTHER_KINDS = re.compile(r"\.(hada_|lokr_|lora_mid|dora_scale|lora_magnitude)")
+_IDENTITY = "fusionjax"  # the metadata of this project's own files
 _METADATA = "lora_adapter_metadata"  # diffusers': ranks and alphas as JSON
 
 
@@ -97,6 +99,8 @@ def read_lora(
     alphas: dict[tuple[str, str], float] = {}
     unknown = []
     with SafetensorsFile(path) as file:
+        if _IDENTITY in file.metadata:
+            raise UserError(f"{path} is no LoRA but an identity or an adapter (--face, --fusion)")
         for name in file:
             is_alpha = _ALPHA.fullmatch(name)
             match = next((m for p in _PATTERNS if (m := p.fullmatch(name))), None)
@@ -106,7 +110,7 @@ def read_lora(
             elif match is not None:
                 matrices[target][_ROLES[match["role"]]] = name
             else:
-                alphas[target] = float(file.read(name).astype(np.float64).reshape(-1)[0])
+                alphas[target] = _alpha(file, name)
         lone = [pair[role] for pair in matrices.values() if len(pair) == 1 for role in pair]
         if odd := [name for name in unknown if _OTHER_KINDS.search(name)]:
             raise UserError(
@@ -130,6 +134,13 @@ def read_lora(
             alpha = alphas.get(target, alphas_of_metadata.get(target, float(rank)))
             updates[part][parameter] = Lora(up, down, scale * alpha / rank)
     return updates
+
+
+def _alpha(file: SafetensorsFile, name: str) -> float:
+    values = file.read(name).astype(np.float64).reshape(-1)
+    if values.size != 1 or not np.isfinite(values[0]):
+        raise UserError(f"{file.path}: {name} is {told(values.tolist())}; it must be a number")
+    return float(values[0])
 
 
 def _modules(
@@ -187,7 +198,8 @@ def _metadata_alphas(
             part, _, module = name.partition(".")
             if f"{part}.lora_alpha" in settings:
                 pattern = settings.get(f"{part}.alpha_pattern") or {}
-                result[target] = float(pattern.get(module, settings[f"{part}.lora_alpha"]))
+                alpha = pattern.get(module, settings[f"{part}.lora_alpha"])
+                result[target] = typed(alpha, real(-1e6, 1e6), f"{file.path}: lora_alpha")
         return result
     except UserError:
         raise

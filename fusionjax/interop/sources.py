@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fusionjax import schema
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop import configs, hub, names, original
@@ -165,7 +166,7 @@ def _open_folder(
                         "Diffusion 1.x and 2.x load")  # fmt: skip
     scheduler = folder / "scheduler" / "scheduler_config.json"
     try:
-        schedule = NoiseSchedule.from_config(configs.read_json(scheduler))
+        schedule = NoiseSchedule.from_config(schema.read_json(scheduler))
     except TypeError as error:
         raise UserError(f"{scheduler}: {error}") from None
     parts = {
@@ -180,7 +181,7 @@ def _open_folder(
 
 def _open_part(folder: Path, part: str, dtype: Any, files: contextlib.ExitStack) -> Part:
     config = folder / "config.json"
-    module = _BUILDERS[part](configs.read_json(config), str(config), dtype)
+    module = _BUILDERS[part](schema.read_json(config), str(config), dtype)
     tensors = _open_weights(folder, part, files)
     return _match(module, tensors, _WHAT[part], candidates, config)
 
@@ -230,7 +231,7 @@ def _open_vae(source: str | os.PathLike[str], dtype: Any, files: contextlib.Exit
         return _original_vae(_Prefixed(file, original.VAE_PREFIX), dtype)
     if any(name.startswith("encoder.down_blocks.") for name in file):
         config = path.parent / "config.json"
-        module = configs.vae_from_config(configs.read_json(config), str(config), dtype)
+        module = configs.vae_from_config(schema.read_json(config), str(config), dtype)
         return _match(module, file, _WHAT["vae"], candidates, config)
     return _original_vae(_Prefixed(file, ""), dtype)
 

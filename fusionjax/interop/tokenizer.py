@@ -10,17 +10,25 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from fusionjax.errors import UserError
+from fusionjax.files import read_whole
+from fusionjax.schema import read_json
 
 CLIP_WORDS = 49408
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _PACKAGES = ("clip", "open_clip")  # importable names of the packages that carry the table
 _MERGES = CLIP_WORDS - 2 * 256 - 2
 _LENGTH = 77
+_FILES = (
+    "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+_MOST_BYTES = 10_000_000
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
@@ -38,12 +46,34 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
     for name in ("vocab.json", "merges.txt"):
         if not (Path(folder) / name).is_file():
             raise UserError(f"{folder} lacks {name}; a CLIP tokenizer needs vocab.json, merges.txt")
-    try:
-        return CLIPTokenizer.from_pretrained(os.fspath(folder), local_files_only=True)
-    except Exception as error:  # transformers raises many kinds for damaged files
-        raise UserError(
-            f"the tokenizer in {folder} cannot be read ({_one_line(error)}); copy it again"
-        ) from None
+    # From a copy: transformers would follow the paths that a folder's own configuration names.
+    with tempfile.TemporaryDirectory() as copy:
+        for name in _FILES:
+            if (Path(folder) / name).is_file():
+                (Path(copy) / name).write_bytes(_without_paths(Path(folder) / name))
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(copy, local_files_only=True)
+            # What is broken shows at the first use.
+            tokenizer(["a"], padding="max_length", max_length=_LENGTH, truncation=True)
+        except Exception as error:  # transformers raises many kinds for damaged files
+            raise UserError(
+                f"the tokenizer in {folder} cannot be read ({_one_line(error)}); copy it again"
+            ) from None
+    tokenizer.name_or_path = os.fspath(folder)
+    return tokenizer
+
+
+def _without_paths(path: Path) -> bytes:
+    """A tokenizer's file, without what names other files."""
+    if path.suffix != ".json":
+        return read_whole(path, _MOST_BYTES)
+    content: dict[str, Any] = read_json(path)
+    kept = {
+        name: value
+        for name, value in content.items()
+        if path.name == "vocab.json" or not name.endswith(("_file", "_path", "auto_map"))
+    }
+    return json.dumps(kept).encode()
 
 
 def tokenizer_for_file(path: Path, words: int) -> CLIPTokenizer:

@@ -147,13 +147,12 @@ class TorchFusion:
         Raises:
             UserError: if there is no photo, or one cannot be used.
         """
-        if isinstance(photos, str | os.PathLike | Image.Image | np.ndarray):
-            photos = [photos]
-        if not photos:
+        given: Any = photos if isinstance(photos, list | tuple) else [photos]
+        if not given:
             raise UserError("no photos are given; a person needs at least one")
         pipe, unet = self.pipe, self.pipe.unet
         side = unet.config.sample_size * pipe.vae_scale_factor
-        images = [prepare_photo(photo, side, crop) for photo in photos]
+        images = [prepare_photo(photo, side, crop) for photo in given]
         device = getattr(pipe, "_execution_device", unet.device)
         with torch.no_grad():
             length = pipe.text_encoder.config.max_position_embeddings

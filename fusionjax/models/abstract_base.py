@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fusionjax import schema
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.interop import configs
 from fusionjax.models.base import BaseModel
@@ -66,7 +67,7 @@ def abstract_base(source: str, dtype: Any) -> BaseModel:
     known = is_here(source)
 
     def config(part: str) -> dict[str, Any]:
-        return configs.read_json(folder / part / "config.json") if known else _SD15[part]
+        return schema.read_json(folder / part / "config.json") if known else _SD15[part]
 
     unet: Any = configs.unet_from_config(config("unet"), "unet", dtype)
     vae: Any = configs.vae_from_config(config("vae"), "vae", dtype)

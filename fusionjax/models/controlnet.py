@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from diffusers.models.controlnets.controlnet_flax import FlaxControlNetModel
 from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from jaxtyping import Array, Float
 
+from fusionjax import schema
 from fusionjax.backend.flax_unet import controlnet_like_torch
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
 from fusionjax.interop import configs, hub, names, original
 from fusionjax.interop.load import candidates, check_complete, fill, locate
 from fusionjax.safetensors_file import SafetensorsFile
@@ -51,12 +52,13 @@ _BUILT_IN: dict[str, tuple[Any, ...]] = {
     "transformer_layers_per_block": (1,),
     "upcast_attention": (False, None),
 }
-_FIELDS = (
-    "in_channels", "down_block_types", "only_cross_attention", "block_out_channels",
-    "layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim",
-    "use_linear_projection", "flip_sin_to_cos", "freq_shift",
-    "controlnet_conditioning_channel_order", "conditioning_embedding_out_channels",
-)  # fmt: skip
+
+
+class _Types(configs.UnetTypes, total=False):
+    """The types of a ControlNet's `config.json`: a UNet's encoder, and what reads the image."""
+
+    controlnet_conditioning_channel_order: Literal["rgb", "bgr"]
+    conditioning_embedding_out_channels: configs.CHANNELS
 
 
 class ControlNet:
@@ -110,7 +112,7 @@ class ControlNet:
                     return [original_of[name]]
             else:
                 config = file.parent / "config.json"
-                module = module_from_config(configs.read_json(config), str(config), dtype)
+                module = module_from_config(schema.read_json(config), str(config), dtype)
                 wanted, rename = torch_names(module), candidates  # type: ignore[assignment]
             located = locate(wanted, tensors, rename)
             check_complete(
@@ -199,14 +201,8 @@ def module_from_config(
     """
     kind = config.get("_class_name", "ControlNetModel")
     if kind not in ("ControlNetModel", "FlaxControlNetModel"):
-        raise UserError(f"{where} describes a {kind}; a ControlNetModel is needed")
-    configs.check_built_in(config, _BUILT_IN, where)
-    fields: dict[str, Any] = {
-        name: tuple(config[name]) if isinstance(config[name], list) else config[name]
-        for name in _FIELDS
-        if name in config
-    }
-    return FlaxControlNetModel(**fields, dtype=dtype)
+        raise UserError(f"{where} describes a {told(kind)}; a ControlNetModel is needed")
+    return configs.module_of(FlaxControlNetModel, _Types, _BUILT_IN, config, where, dtype)
 
 
 def torch_names(module: FlaxControlNetModel) -> dict[str, names.Parameter]:
