@@ -1,5 +1,6 @@
 """The one kind of error that a user can mend, and how values are told in it."""
 
+import math
 import reprlib
 from typing import Any
 
@@ -63,11 +64,13 @@ def at_least(minimum: float, **values: float) -> None:
         **values: By name; `__` stands for a dot.
 
     Raises:
-        UserError: For the first that is smaller, or NaN.
+        UserError: For the first that is smaller, NaN, or infinite.
     """
     for name, value in values.items():
-        if not value >= minimum:
-            raise UserError(f"{name.replace('__', '.')} is {value}; it must be at least {minimum}")
+        if not minimum <= value < math.inf:
+            raise UserError(
+                f"{name.replace('__', '.')} is {told(value)}; it must be at least {minimum}"
+            )
 
 
 def a_share(**values: float) -> None:
@@ -81,4 +84,4 @@ def a_share(**values: float) -> None:
     """
     for name, value in values.items():
         if not 0 <= value <= 1:
-            raise UserError(f"{name.replace('__', '.')} is {value}; it must be in [0, 1]")
+            raise UserError(f"{name.replace('__', '.')} is {told(value)}; it must be in [0, 1]")

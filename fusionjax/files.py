@@ -5,6 +5,8 @@ import errno
 import functools
 import os
 import secrets
+import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -50,13 +52,40 @@ def whole_file(path: str | os.PathLike[str], *, replace: bool = True) -> Iterato
             beside.unlink()
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside another's place to be filled; it takes the place at the end.
+
+    Args:
+        path: the folder to be; the folder that it is in is made.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        UserError: if something is there already, or nothing can be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{path.name[:100]}.", suffix=_UNFINISHED, dir=path.parent,
+            ignore_cleanup_errors=True,
+        ) as beside:  # fmt: skip
+            filled = Path(beside) / "folder"
+            filled.mkdir()
+            yield filled
+            filled.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 @functools.cache
 def _sweep(folder: Path) -> None:
     """Removes what killed processes left half written in a folder, once in a process's life."""
     with contextlib.suppress(OSError):
         for left in folder.glob(f".*{_UNFINISHED}"):
             if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -128,6 +157,39 @@ def make_folder(output: Path) -> None:
             f"output is {str(output)!r}, where nothing can be written ({error.strerror}); "
             "name another folder"
         ) from None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this kind out of a folder.
+
+    Args:
+        folder: is there.
+
+    Raises:
+        UserError: if another process has it; the message tells which.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                yield  # a file system without locks
+                return
+            file.seek(0)
+            raise UserError(
+                f"{str(folder)!r} is being written by {file.read(200) or 'another process'}; wait "
+                "for it, or name another --output"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_whole(path: Path, text: str) -> None:

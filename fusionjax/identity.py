@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import msgspec
@@ -24,7 +25,7 @@ from fusionjax import schema
 from fusionjax.errors import UserError, told
 from fusionjax.files import whole_file
 from fusionjax.options import LARGEST_STRENGTH, check_number
-from fusionjax.safetensors_file import SafetensorsFile
+from fusionjax.safetensors_file import SafetensorsFile, check_seal, sealed
 
 _KIND = "identity"
 _VERSION = 1
@@ -167,7 +168,7 @@ class Identity:
         }
         try:
             with whole_file(path) as beside:
-                save_file(tensors, beside, metadata={_METADATA: json.dumps(about)})
+                save_file(tensors, beside, metadata={_METADATA: json.dumps(sealed(tensors, about))})
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path} cannot be written: {reason}") from None
@@ -186,8 +187,10 @@ class Identity:
             UserError: if it is missing, damaged or no identity file.
         """
         with SafetensorsFile(path) as file:
-            about = _read_about(path, file.metadata.get(_METADATA))
+            values = _read_about(path, file.metadata.get(_METADATA))
             tensors = {name: file.read(name) for name in file}
+        check_seal(path, tensors, values)
+        about: _About = schema.typed(values, _About, f"{path} is a damaged identity file")
         damaged = f"{path} is a damaged identity file"
         photos = len(about.weights)
         for name, axes in {"latents": 4, "thumbnails": 4}.items():
@@ -218,7 +221,7 @@ class Identity:
         )
 
 
-class _About(msgspec.Struct):
+class _About(msgspec.Struct, forbid_unknown_fields=True):
     """An identity file's metadata."""
 
     kind: str
@@ -228,7 +231,7 @@ class _About(msgspec.Struct):
     reference: schema.Name
 
 
-def _read_about(path: str | os.PathLike[str], text: str | None) -> _About:
+def _read_about(path: str | os.PathLike[str], text: str | None) -> dict[str, Any]:
     about = None if text is None else schema.parse_json(text, f"{path}: its metadata")
     if not isinstance(about, dict) or about.get("kind") != _KIND:
         raise UserError(
@@ -239,4 +242,4 @@ def _read_about(path: str | os.PathLike[str], text: str | None) -> _About:
             f"{path} is an identity file of version {told(about.get('version'))}, this release "
             f"reads version {_VERSION}; encode the photos again"
         )
-    return schema.typed(about, _About, f"{path} is a damaged identity file")
+    return about

@@ -5,6 +5,7 @@ the tensors' bytes (https://github.com/huggingface/safetensors). Reading it here
 a memory map keeps one tensor in memory at a time, and a damaged file ends in one readable error.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ _DTYPES: dict[str, np.dtype] = {
 }
 _LONGEST_HEADER_BYTES = 25_000_000  # Stable Diffusion's have less than 1; the format allows 100
 _LARGEST = 2**62  # bytes
+_SEAL = "digest"
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
@@ -210,3 +212,46 @@ def _entry(description: Any) -> _Entry | None:
     if len(shape) > 32 or math.prod(max(axis, 1) for axis in shape) * dtype.itemsize > _LARGEST:
         return None
     return _Entry(dtype, tuple(shape), *offsets)
+
+
+def sealed(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's metadata with a digest of them and of its tensors, for `check_seal`.
+
+    Args:
+        tensors: by name.
+        about: the metadata, JSON values.
+
+    Returns:
+        `about` and its `digest`.
+    """
+    return {**about, _SEAL: _digest(tensors, about)}
+
+
+def check_seal(
+    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], about: dict[str, Any]
+) -> None:
+    """Takes the digest out of a file's metadata, and checks it.
+
+    Args:
+        path: the file, to be named.
+        tensors: as they were read.
+        about: the metadata, as they were read; one without a digest is not checked.
+
+    Raises:
+        UserError: if they are not what was written.
+    """
+    digest = about.pop(_SEAL, None)
+    if digest is not None and digest != _digest(tensors, about):
+        raise UserError(
+            f"{path} is damaged: it holds other numbers than were written; copy it again"
+        )
+
+
+def _digest(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from fusionjax.diffusion import samplers as schedulers
 from fusionjax.errors import UserError
 from fusionjax.generation import programs
 from fusionjax.generation.request import Request, box_mask
+from fusionjax.generation.runner import MOST_PROGRAMS, Runner
 from fusionjax.identity import Identity
 from fusionjax.options import Settings
 from fusionjax.pipeline import FusionPipeline
@@ -261,6 +263,26 @@ def test_given_latents_are_the_starting_noise(paint):
 # --- compiled once --------------------------------------------------------------------------------
 
 
+def test_programs_are_compiled_once_by_whichever_thread_and_not_kept_for_ever(pipe):
+    def times(model, params, x, *, n):
+        return x * n
+
+    runner = Runner(pipe.runner.model, {}, pipe.runner.devices[:1])
+    ones = np.ones((1, 2), np.float32)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda n: runner.run(times, 1, ones, n=n % 2), range(32)))
+    assert [float(answer[0, 0]) for answer in answers] == [0, 1] * 16
+    assert runner.compilations == 2
+    for n in range(MOST_PROGRAMS + 5):
+        runner.run(times, 1, ones, n=n)
+    assert len(runner._compiled) == MOST_PROGRAMS
+    before = runner.compilations
+    runner.run(times, 1, ones, n=MOST_PROGRAMS)
+    assert runner.compilations == before
+    runner.run(times, 1, ones, n=0)
+    assert runner.compilations == before + 1
+
+
 def test_only_shapes_compile(pipe, people, paint):
     """Three photos in a padded four; then other people, words, numbers, and samplers."""
     paint(identities=[people[0], people[1].weighted(0.5), people[0]])
@@ -269,6 +291,7 @@ def test_only_shapes_compile(pipe, people, paint):
         paint("somebody else at the beach", [people[1]] * 3, seed=77, negative_prompt="rain")
         paint(identities=[people[1], people[0]] * 2, guidance_scale=2.0, face_strength=0.3)
         paint(identities=[people[1], people[0]] * 2, face_steps=(0.2, 0.9), scheduler="lms")
+        paint(identities=[people[1], people[0]] * 2, num_inference_steps=STEPS + 2)
         paint(
             identities=[Identity.mix(people, [0.3, 0.7]), people[0]], scheduler="euler_ancestral",
             layer_strength={next(iter(pipe.fusion.layers)): 0.5},

@@ -1,11 +1,15 @@
 """What is broken, odd or hostile ends in one line, whatever the border: the smallest inputs."""
 
+import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,14 +18,17 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from fusionjax import schema
+from fusionjax.__main__ import main as fusionjax_main
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError, told
-from fusionjax.files import open_regular, whole_file
+from fusionjax.files import locked, open_regular, whole_file
 from fusionjax.identity import Identity
 from fusionjax.interop import configs
-from fusionjax.interop.adapter_file import read_adapter
+from fusionjax.interop.adapter_file import load_adapter_file, read_adapter, save_adapter
 from fusionjax.interop.tokenizer import load_tokenizer
 from fusionjax.models import controlnet
+from fusionjax.models.adapter import import_adapter, load_adapter
+from fusionjax.models.checkpoint import Checkpoints, DamagedCheckpoint
 from fusionjax.options import FusionOptions
 from fusionjax.photos import MAX_PIXELS, prepare_photo, read_photo
 from fusionjax.safetensors_file import SafetensorsFile
@@ -29,6 +36,9 @@ from sample.__main__ import main
 from sample.formats import checksum, read_picture, read_requests, read_scene
 from sample.job import Job
 from tests import tiny
+from tests.checkpoint_writer import state_of
+from train.main import read_config
+from train.resume import is_continued
 
 DEEP = "[" * 100_000
 HUGE = 10**400
@@ -422,3 +432,228 @@ def test_nothing_is_downloaded_that_a_file_names(tmp_path, monkeypatch, words, c
     error = capsys.readouterr().err
     assert "'somebody/model', which is not here and would be downloaded" in error
     assert "--trust" in error
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(tmp_path):
+    """A folder with steps 1 and 2, of different numbers."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=3)
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step), {"next": step})
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def newest(folder, *, read_only=True):
+    checkpoints = Checkpoints(folder, read_only=read_only)
+    try:
+        return checkpoints.newest(lambda step: checkpoints.restore(step, state_of(0))[0])
+    finally:
+        checkpoints.close()
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda step: [_flip(p) for p in step.rglob("*") if "/d/" in str(p) and p.is_file()],
+        lambda step: [p.unlink() for p in step.rglob("manifest.ocdbt")],
+        lambda step: [p.write_bytes(b"") for p in step.rglob("_METADATA")],
+        lambda step: [p.write_bytes(p.read_bytes()[:40]) for p in step.rglob("metadata")],
+        lambda step: shutil.rmtree(step / "state"),
+        lambda step: [shutil.rmtree(p) for p in step.iterdir() if p.is_dir()],
+    ],
+)
+def test_a_damaged_step_is_told_and_the_one_before_is_taken(steps, harm):
+    harm(steps / "2")
+    with pytest.warns(UserWarning, match=r"step 2 in .* is damaged .*; step 1 is taken"):
+        step, state = newest(steps, read_only=False)
+    assert (step, float(state.ema["x"][0, 0])) == (1, 1.0)
+    assert [p.name[:9] for p in steps.iterdir() if p.name != "1"] == ["damaged-2"]
+    assert newest(steps)[0] == 1
+    for path in (p for p in (steps / "1").rglob("*") if "/d/" in str(p) and p.is_file()):
+        _flip(path)
+    refused(lambda: newest(steps), "step 1 in", "no other step is whole")
+
+
+def test_what_is_no_step_is_none(steps):
+    (steps / "999").mkdir()
+    (steps / "500").write_text("")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert newest(steps)[0] == 2
+
+
+# Orbax leaves a reader behind that nobody asks for its error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_flipped_bit_is_read_silently(steps):
+    """A hundred, wherever in the step's files."""
+    rng = np.random.default_rng(0)
+    files = [path for path in (steps / "2").rglob("*") if path.is_file()]
+    expected = jax.tree.map(np.asarray, state_of(2))
+    for _ in range(100):
+        path = files[rng.integers(len(files))]
+        before = path.read_bytes()
+        if not before:
+            continue
+        data = bytearray(before)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        checkpoints = Checkpoints(steps, read_only=True)
+        try:
+            read, _ = checkpoints.restore(2, state_of(0))
+            jax.tree.map(np.testing.assert_array_equal, read, expected)
+        except DamagedCheckpoint:
+            pass
+        checkpoints.close()
+        path.write_bytes(before)
+
+
+def test_no_flipped_bit_of_an_adapter_or_a_person_is_read_silently(tmp_path):
+    """A thousand each, wherever in the file."""
+    params, options = tiny.tiny_fusion()
+    save_adapter(tmp_path / "adapter.safetensors", params, options, base="x")
+    tensors, _ = _identity()
+    Identity(
+        {"a": tensors["states/a"]}, tensors["latents"], tensors["thumbnails"], (1.0,), "f"
+    ).save(tmp_path / "person.safetensors")
+    rng = np.random.default_rng(0)
+    for name, read in (("adapter", load_adapter_file), ("person", Identity.load)):
+        path = tmp_path / f"{name}.safetensors"
+        good = path.read_bytes()
+        read(path)
+        header = 8 + int.from_bytes(good[:8], "little")
+        for number in range(1000):
+            # Half of them in the header, which is a small part of the file.
+            place = rng.integers(header if number % 2 else len(good))
+            data = bytearray(good)
+            data[place] ^= 1 << rng.integers(8)
+            path.write_bytes(data)
+            refused(lambda read=read, path=path: read(path), path.name)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """The folder of a run that has only just begun, and its configuration."""
+    folder = tmp_path / "run"
+    config = read_config(
+        ["mini", "--output", str(folder), "--steps", "7", "--optimizer.schedule", "constant"]
+    )
+    folder.mkdir()
+    config.write(folder / "config.json", base_fingerprint="f")
+    return folder, config
+
+
+def test_the_folder_alone_names_the_run(begun):
+    folder, config = begun
+    again = read_config(["--output", str(folder)])
+    assert again == config
+    assert is_continued(again, folder)
+    assert read_config([f"--output={folder}", "--steps", "9"]).steps == 9
+    assert read_config(["--output", str(folder / "other")]).steps != 7
+
+
+def test_a_constant_schedule_may_go_on_for_longer(begun):
+    folder, config = begun
+    assert is_continued(dataclasses.replace(config, steps=9), folder)
+    refused(lambda: is_continued(dataclasses.replace(config, steps=5), folder), "steps 7")
+    cosine = dataclasses.replace(config.optimizer, schedule="cosine")
+    config = dataclasses.replace(config, optimizer=cosine)
+    config.write(folder / "config.json")
+    refused(lambda: is_continued(dataclasses.replace(config, steps=9), folder), "steps 7")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", DEEP, '{"kind": 3}', '{"kind": "AdapterRun"'])
+def test_a_runs_configuration_that_is_broken(begun, text):
+    folder, config = begun
+    (folder / "config.json").write_text(text)
+    refused(lambda: read_config(["--output", str(folder)]), "config.json")
+    refused(lambda: load_adapter(folder), str(folder))
+    if text[-1:] != "}":
+        refused(lambda: is_continued(config, folder), "config.json")
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "metrics.jsonl", "checkpoints"])
+def test_somebody_elses_files_are_not_replaced(tmp_path, name):
+    config = read_config(["mini", "--output", str(tmp_path)])
+    (tmp_path / name).write_text("mine")
+    refused(lambda: is_continued(config, tmp_path), f"holds {name} and is no run")
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    script = (
+        "import sys; from fusionjax.files import locked; from pathlib import Path\n"
+        "with locked(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(UserError, match=f"written by process {other.pid} on"), locked(tmp_path):
+            pass
+        other.kill()
+    with locked(tmp_path):  # a dead process holds nothing
+        pass
+
+
+def test_what_is_imported_is_whole_or_not_there(tmp_path, monkeypatch):
+    params, options = tiny.tiny_fusion()
+    save_adapter(tmp_path / "a.safetensors", params, options, base="x", base_fingerprint="f")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            import_adapter(tmp_path / "a.safetensors", tmp_path / "run")
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    import_adapter(tmp_path / "a.safetensors", tmp_path / "run")
+    assert load_adapter(tmp_path / "run").base_fingerprint == "f"
+    refused(lambda: import_adapter(tmp_path / "a.safetensors", tmp_path / "run"), "exists already")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["mini", "--text-dropout", "nan"],
+        ["mini", "--optimizer.learning-rate", "nan"],
+        ["mini", "--optimizer.learning-rate", "inf"],
+        ["mini_vae", "--norm-num-groups", "0"],
+        ["mini_vae", "--latent-noise", "nan"],
+        ["mini_base", "--attention-heads", "0"],
+        ["mini_base", "--block-out-channels", "0", "0", "0"],
+    ],
+)
+def test_runs_numbers(words):
+    refused(lambda: read_config(words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cache", "--data", "x", "--batch-size", "0", "--output", "{out}"],
+        ["cache", "--data", "x", "--views", "-1", "--output", "{out}"],
+        ["cache", "--data", "x", "--most-skipped", "nan", "--output", "{out}"],
+        ["cache", "--data", "x", "--output", "/dev/null"],
+        ["evaluate", "--steps", "0", "--output", "{out}"],
+        ["evaluate", "--guidance-scale", "nan", "--output", "{out}"],
+        ["evaluate", "--scheduler", "x", "--output", "{out}"],
+        ["evaluate", "--face-strength", "1e39", "--output", "{out}"],
+    ],
+)
+def test_commands_refuse_before_anything_is_loaded(words, tmp_path, capsys):
+    assert fusionjax_main([word.format(out=tmp_path) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1

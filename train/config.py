@@ -273,6 +273,8 @@ class AutoencoderRun(RunConfig):
             edge_weight=self.edge_weight,
             latent_noise=self.latent_noise,
         )
+        sizes = ("layers_per_block", "latent_channels", "norm_num_groups")
+        at_least(1, **{name: getattr(self, name) for name in sizes})
         reduction = 2 ** (len(self.block_out_channels) - 1)
         if self.crop_px < reduction or self.crop_px % reduction:
             raise UserError(f"crop_px is {self.crop_px}; it must be a multiple of {reduction}")
@@ -323,8 +325,16 @@ class BaseRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sizes = (
+            "layers_per_block",
+            "attention_heads",
+            "text_features",
+            "text_layers",
+            "text_heads",
+        )
+        at_least(1, **{name: getattr(self, name) for name in sizes})
         for channels in self.block_out_channels:
-            if channels % 32:
+            if channels < 1 or channels % 32:
                 raise UserError(f"block_out_channels has {channels}, not a multiple of 32")
         at_least(
             0,
@@ -383,7 +393,7 @@ class AdapterRun(RunConfig):
         at_least(0, face_weight=self.face_weight)
         _check_gamma(self.min_snr_gamma)
         dropouts = (self.text_dropout, self.faces_dropout, self.both_dropout)
-        if min(dropouts) < 0 or sum(dropouts) > 1:
+        if not (min(dropouts) >= 0 and sum(dropouts) <= 1):
             raise UserError(
                 f"text_dropout, faces_dropout and both_dropout are {dropouts}; "
                 "each must be at least 0, and their sum at most 1"

@@ -1,5 +1,6 @@
 """A run from top to bottom: data, devices, state, steps, the end."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fusionjax.backend.sharding import frozen_sharding, make_mesh, put_batch, re
 from fusionjax.command import progress_bar
 from fusionjax.data.batches import Batches, stacked
 from fusionjax.errors import UserError
-from fusionjax.files import make_folder
+from fusionjax.files import locked, make_folder
 from fusionjax.models.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.objectives import Objective, check_devices, make_objective
@@ -40,9 +41,17 @@ def run(config: RunConfig) -> Path:
     folder = run_folder(config)
     writes = jax.process_index() == 0
     going_on = broadcast_text(str(is_continued(config, folder))) == "True"
-    if writes:
-        make_folder(folder)
-    broadcast_text("the folder is there")
+    with contextlib.ExitStack() as held:
+        if writes:
+            make_folder(folder)
+            held.enter_context(locked(folder))
+        broadcast_text("the folder is there")
+        _run(config, folder, going_on=going_on, writes=writes)
+    return folder
+
+
+def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> None:
+    """The run, in a folder of its own."""
     if not folder.is_dir():
         raise UserError(
             f"process {jax.process_index()} does not see the run's folder {str(folder)!r} that the "
@@ -72,13 +81,14 @@ def run(config: RunConfig) -> Path:
     # ---- The state: fresh, or exactly where the run was ----
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last)
-    latest = checkpoints.latest() if going_on else None
-    source = None if latest is not None else config.init_from
+    has_steps = going_on and checkpoints.latest() is not None
+    source = None if has_steps else config.init_from
     params = initial_params(source, objective, init_key)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = jax.device_put(init_state(params, optimizer, config.precision), replicated(mesh))
-    if latest is not None:
-        restored, position = checkpoints.restore(latest, state)
+    fresh = state
+    if found := checkpoints.newest(lambda step: checkpoints.restore(step, fresh)):
+        _, (restored, position) = found
         # The step gives its state's memory back to XLA; what Orbax read is not XLA's to reuse.
         state = jax.tree.map(jnp.copy, restored)
         batches.seek(position)
@@ -133,7 +143,6 @@ def run(config: RunConfig) -> Path:
         objective.export(jax.device_get(state.ema), folder)
         watch.say(f"{folder}\n{objective.how_to_use(folder)}")
     watch.close()
-    return folder
 
 
 def _build_data(config: RunConfig) -> None:

@@ -71,13 +71,7 @@ def read_config(arguments: list[str]) -> Any:
     import tyro
 
     named = bool(arguments) and not arguments[0].startswith("-")
-    path = _config_path(arguments[0] if named else "mini")
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    default = module.config
+    default, about = _default(arguments[0] if named else None, arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -86,7 +80,7 @@ def read_config(arguments: list[str]) -> Any:
                 default=default,
                 args=arguments[1:] if named else arguments,
                 prog=f"python -m train {arguments[0] if named else 'mini'}",
-                description=f"{module.__doc__}\n\n{TRIAL}",
+                description=f"{about}\n\n{TRIAL}",
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
     except SystemExit as stopped:
@@ -95,6 +89,24 @@ def read_config(arguments: list[str]) -> Any:
         if not stopped.code:  # --help
             raise
         raise UserError(_in_a_line(said.getvalue())) from None
+
+
+def _default(name: str | None, arguments: list[str]) -> tuple[Any, str]:
+    """The run before what the command line says, and what its help begins with."""
+    output = next((w.partition("=")[2] for w in arguments if w.startswith("--output=")), None)
+    if "--output" in arguments[:-1]:
+        output = arguments[arguments.index("--output") + 1]
+    if name is None and output is not None and Path(output, "config.json").is_file():
+        from train.resume import own_config
+
+        return own_config(Path(output)), f"The run in {output} goes on."
+    path = _config_path(name or "mini")
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.config, str(module.__doc__)
 
 
 def _in_a_line(boxed: str) -> str:

@@ -79,6 +79,6 @@ def preview(model: Model, params: Any, scene: Scene, plan: Plan, grid: Sequence[
     """
     rows, columns = grid
     conditions, carry = condition(model, params, scene, grid=(rows, columns))
-    table = jax.tree.map(lambda column: column[None], plan.rows)
+    table = plan.table()
     span = jnp.array([[0, len(plan)]])
     return denoise(model, params, conditions, carry, table, span, in_negative=False).latents

@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusionjax.embedded import MINI, base_source
-from fusionjax.errors import UserError
-from fusionjax.models.checkpoint import Checkpoints, latest_run_step
-from train.config import RunConfig
+from fusionjax.errors import UserError, told
+from fusionjax.models.checkpoint import newest_ema
+from fusionjax.schema import read_json, typed
+from train.config import AdapterRun, AutoencoderRun, BaseRun, RunConfig
 from train.objectives import Objective
 from train.processes import broadcast_text
+
+# What a run writes; somebody else's would be replaced.
+_OF_A_RUN = ("checkpoints", "metrics.jsonl", "adapter.safetensors", "base", "vae", "measured.json")
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -28,21 +32,49 @@ def run_folder(config: RunConfig) -> Path:
 def is_continued(config: RunConfig, folder: Path) -> bool:
     """Whether a run lies in the folder; checks that it is one that this one can continue."""
     if not (folder / "config.json").is_file():
+        for name in _OF_A_RUN:
+            if (folder / name).exists():
+                raise UserError(
+                    f"{str(folder)!r} holds {name} and is no run (it has no config.json), so this "
+                    "one would replace it; name another --output"
+                )
         return False
     if not config.resume:
         raise UserError(f"{str(folder)!r} already holds a run; name another --output")
-    before = json.loads((folder / "config.json").read_text())
+    before: dict[str, Any] = read_json(folder / "config.json")
     for name, now in {"kind": type(config).__name__, **_fixed(config)}.items():
         was: Any = before
         for part in name.split("."):
             was = was.get(part) if isinstance(was, dict) else None
         now = json.loads(json.dumps(now))
+        if name == "steps" and config.optimizer.schedule == "constant" and _is_more(now, was):
+            continue  # nothing before depends on how many come after
         if _settled(name, was) != _settled(name, now):
             raise UserError(
                 f"{str(folder)!r} was begun with {name} {was!r} and is to be "
                 f"continued with {now!r}; name another --output or leave {name} as it was"
             )
     return True
+
+
+def _is_more(now: Any, before: Any) -> bool:
+    return isinstance(before, int) and now >= before
+
+
+def own_config(folder: Path) -> RunConfig:
+    """The configuration of the run that lies in a folder.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    path = folder / "config.json"
+    values: dict[str, Any] = read_json(path)
+    kinds = {kind.__name__: kind for kind in (AdapterRun, BaseRun, AutoencoderRun)}
+    if values.get("kind") not in kinds:
+        raise UserError(
+            f"{path} is of a run of kind {told(values.get('kind'))}, which cannot go on"
+        )
+    return typed(values, kinds[values["kind"]], str(path))
 
 
 def _settled(name: str, value: Any) -> Any:
@@ -73,7 +105,8 @@ def _fixed(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def check_same_base(folder: Path, now: dict[str, Any]) -> None:
     """The same name may have come to stand for other weights since the run was begun."""
-    before = json.loads((folder / "config.json").read_text()).get("base_fingerprint")
+    about: dict[str, Any] = read_json(folder / "config.json")
+    before = about.get("base_fingerprint")
     if before != now.get("base_fingerprint"):
         raise UserError(
             f"{str(folder)!r} was begun on a base of fingerprint {before!r}, and "
@@ -88,10 +121,7 @@ def initial_params(source: str | None, objective: Objective, key: jax.Array) -> 
     if source is None:
         return fresh
     if (Path(source) / "checkpoints").is_dir():
-        checkpoints, step = latest_run_step(source)
-        other = Checkpoints(checkpoints, read_only=True)
-        given = other.restore_ema(step)
-        other.close()
+        given = newest_ema(source)
     else:
         given = objective.read(source)
     if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, fresh):

@@ -10,8 +10,11 @@ instance on another machine.
 import argparse
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 from fusionjax.command import parser_of, progress_bar, run_command
+from fusionjax.errors import a_share, at_least
+from fusionjax.files import make_folder
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,6 +49,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _write(args: argparse.Namespace) -> None:
+    at_least(1, batch_size=args.batch_size)
+    at_least(0, views=args.views)
+    a_share(most_skipped=args.most_skipped)
+    make_folder(Path(args.output))
     import jax
 
     from fusionjax.data.build_cache import cached_latents

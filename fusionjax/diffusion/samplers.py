@@ -50,6 +50,9 @@ class Carry(NamedTuple):
         return cls(latents, latents, (jnp.zeros_like(latents),) * HISTORY)
 
 
+_ROOM = 64
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A sampler with its number of steps settled.
@@ -66,6 +69,16 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.rows.timesteps)
+
+    @property
+    def room(self) -> int:
+        """The number of rows that programs are compiled for: more than one number of steps."""
+        return -(-len(self) // _ROOM) * _ROOM
+
+    def table(self) -> Rows:
+        """The rows as programs take them: a first axis of length 1, then zeros up to `room`."""
+        behind = self.room - len(self)
+        return Rows(*(np.pad(c, [(0, behind), *[(0, 0)] * (c.ndim - 1)])[None] for c in self.rows))
 
 
 def plan(schedule: NoiseSchedule, name: str, steps: int, *, strength: float | None = None) -> Plan:

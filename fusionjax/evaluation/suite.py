@@ -20,7 +20,7 @@ from fusionjax.mini import captions
 from fusionjax.mini import drawing as mini_world
 from fusionjax.mini import people as mini_people
 from fusionjax.mini.people import Circumstance, Person
-from fusionjax.options import Settings
+from fusionjax.options import LARGEST_STRENGTH, Description, Settings, check_number
 from fusionjax.pipeline import FusionPipeline
 
 PROMPTED = ("expression", "clothes", "clothes_color", "background")
@@ -65,6 +65,10 @@ class Suite:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             at_least(least, **{name: getattr(self, name)})
+        check_number("steps", self.steps, 1, 999)
+        check_number("face_strength", self.face_strength, 0, LARGEST_STRENGTH)
+        Settings(scheduler=self.scheduler)  # checks it; and of these the values
+        Description(guidance_scale=self.guidance_scale, seed=self.seed)
         if self.split not in _SPLITS:
             raise UserError(f"split is {self.split!r}; choose one of {', '.join(_SPLITS)}")
         there = mini_people.number_of_people(self.split)

@@ -98,13 +98,13 @@ def picture_programs(
             photos=None,
             owner=array(images, photos, dtype=jnp.int32),
             masks=None,
-            strength=array(images, len(plan), photos),
+            strength=array(images, plan.room, photos),
             layer_strength={layer: array(images) for layer in states},
         )
         scene = scene._replace(people=people)
     traced["text and faces"] = runner.traced(programs.condition, devices, scene, grid=grid)
     conditions, carry = runner.shapes(programs.condition, scene, grid=grid)
-    rows = jax.tree.map(lambda column: column[None], plan.rows)
+    rows = plan.table()
     span = array(1, 2, dtype=jnp.int32)
     traced["a step"] = runner.traced(
         programs.denoise, devices, conditions, carry, rows, span, in_negative=False

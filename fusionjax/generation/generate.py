@@ -143,7 +143,7 @@ def _generate_batch(
         programs.condition, devices, scene, grid=grid, clip_skip=settings.clip_skip
     )
 
-    rows = jax.tree.map(lambda column: column[None], plan.rows)
+    rows = plan.table()
     done, shares = 0, []
     segment = 1 if on_step_end else -(-len(plan) // _REPORTS)
     if progress is None and not attention_share and not on_step_end:

@@ -1,8 +1,11 @@
 """Compiles programs, places their inputs, runs them."""
 
 import functools
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -12,9 +15,13 @@ from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import weight_format
 from fusionjax.generation.model import Model
 
+MOST_PROGRAMS = 32  # some 10 MB each; an image of one size and one count of people takes five
+
 
 class Runner:
-    """Compiles each program once for the shapes that it meets, and runs it.
+    """Compiles each program once for the shapes that it meets, and runs it; from any thread.
+
+    The `MOST_PROGRAMS` that were used last are kept.
 
     Args:
         model: the programs' first argument, part of what is compiled.
@@ -38,7 +45,8 @@ class Runner:
         self.compile_seconds = 0.0
         self.before_compiling: Callable[[str], None] | None = None
         self._placed: dict[int, Any] = {}
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: OrderedDict[Any, Future[Callable[..., Any]]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def run(self, program: Callable[..., Any], devices: int, *inputs: Any, **static: Any) -> Any:
         """Runs a program, compiled once for the shapes of its inputs and for `static`.
@@ -59,16 +67,34 @@ class Runner:
         leaves, structure = jax.tree.flatten(placed)
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
         key = (program, devices, structure, shapes, tuple(static.items()))
-        if key not in self._compiled:
-            if self.before_compiling is not None:
-                self.before_compiling(program.__name__)
-            began = time.perf_counter()
-            traced = self._traced(program, devices, params, placed, static)
-            options = compiler_options(self.devices[0])
-            self._compiled[key] = traced.lower().compile(compiler_options=options)
+        with self._lock:
+            compiled = self._compiled.get(key)
+            if is_new := compiled is None:
+                compiled = self._compiled[key] = Future()
+                if len(self._compiled) > MOST_PROGRAMS:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(key)
+        if is_new:  # other threads wait for this one
+            try:
+                compiled.set_result(self._compile(program, devices, params, placed, static))
+            except BaseException as error:
+                compiled.set_exception(error)
+                with self._lock:
+                    self._compiled.pop(key, None)
+        return compiled.result()(params, *placed)
+
+    def _compile(
+        self, program: Callable[..., Any], devices: int, params: Any, placed: Any, static: Any
+    ) -> Callable[..., Any]:
+        if self.before_compiling is not None:
+            self.before_compiling(program.__name__)
+        began = time.perf_counter()
+        traced = self._traced(program, devices, params, placed, static)
+        compiled = traced.lower().compile(compiler_options=compiler_options(self.devices[0]))
+        with self._lock:
             self.compile_seconds += time.perf_counter() - began
             self.compilations += 1
-        return self._compiled[key](params, *placed)
+        return compiled
 
     def shapes(self, program: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
         """The shapes of what a program returns, found without computing."""

@@ -182,7 +182,7 @@ def _people(
             [[person.latents for person in people] for people in sets], example.latents
         )
 
-    strength = np.zeros((len(requests), len(plan), references), np.float32)
+    strength = np.zeros((len(requests), plan.room, references), np.float32)
     owner = np.zeros((len(requests), references), np.int32)
     fractions = np.arange(len(plan)) / len(plan)
     for j, request in enumerate(requests):
@@ -192,7 +192,7 @@ def _people(
         at = 0
         for i, (person, factor) in enumerate(zip(request.identities, factors, strict=True)):
             these = slice(at, at + len(person))
-            strength[j, :, these] = active[:, None] * factor * np.array(person.weights)
+            strength[j, : len(plan), these] = active[:, None] * factor * np.array(person.weights)
             owner[j, these] = i
             at += len(person)
 

@@ -7,7 +7,8 @@ stores them:
     down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.vf.weight   [heads·dim_head, D]
 
 The file's metadata hold one text, `fusionjax`: a JSON object of the fusion options and, if known,
-of the base model's source and fingerprint (`base`, `base_fingerprint`). One text, because
+of the base model's source and fingerprint (`base`, `base_fingerprint`), and a `digest` of all this
+and the matrices; a file without one is not checked. One text, because
 safetensors writes several in random order, and the same adapter should be the same file.
 
 Nothing here needs Flax's or PyTorch's models.
@@ -28,7 +29,7 @@ from fusionjax.files import whole_file
 from fusionjax.interop.fingerprint import Fingerprint
 from fusionjax.interop.kinds import kind_of
 from fusionjax.options import FusionOptions
-from fusionjax.safetensors_file import SafetensorsFile
+from fusionjax.safetensors_file import SafetensorsFile, check_seal, sealed
 from fusionjax.schema import parse_json
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def save_adapter(
     }
     about = {"base": base, "base_fingerprint": base_fingerprint}
     about = {name: value for name, value in about.items() if value is not None}
-    metadata = {METADATA: json.dumps({**options.to_json(), **about})}
+    metadata = {METADATA: json.dumps(sealed(tensors, {**options.to_json(), **about}))}
     try:
         with whole_file(path) as beside:
             save_file(tensors, beside, metadata=metadata)
@@ -139,6 +140,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
         UserError: if the file is damaged or is not an adapter of this kind.
     """
     weights: dict[str, dict[str, np.ndarray]] = {}
+    tensors: dict[str, np.ndarray] = {}
     with SafetensorsFile(path) as file:
         if METADATA not in file.metadata:
             kind = kind_of(file) or "something else"
@@ -155,7 +157,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
                 raise UserError(
                     f"{path} has a tensor {told(name)} {told(file[name])} that is no kf or vf"
                 )
-            matrix = file.read(name)
+            matrix = tensors[name] = file.read(name)
             if matrix.dtype.kind != "f" and matrix.dtype.name != "bfloat16":
                 raise UserError(
                     f"{path}: {shortened(name, 80)} holds {matrix.dtype}; export it as float32"
@@ -169,6 +171,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterTensors:
         for layer, pair in weights.items():
             if len(pair) != len(_WEIGHTS) or pair["kf"].shape != pair["vf"].shape:
                 raise UserError(f"{path}: {layer} needs kf and vf of one shape; export it again")
+    check_seal(path, tensors, options)
     base, base_fingerprint = (options.pop(name, None) for name in ("base", "base_fingerprint"))
     if not all(value is None or isinstance(value, str) for value in (base, base_fingerprint)):
         raise UserError(f"{path}: the base in its metadata is not a text; export it again")

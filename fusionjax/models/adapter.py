@@ -1,5 +1,6 @@
 """Adapters: load one, find its base, export it, import it."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from fusionjax.embedded import MINI, MINI_BASE, MINI_FUSION, base_source, is_mini
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
+from fusionjax.files import whole_folder, write_whole
 from fusionjax.interop.adapter_file import METADATA, Adapter, load_adapter_file, save_adapter
-from fusionjax.models.checkpoint import Checkpoints, latest_run_step
+from fusionjax.models.checkpoint import Checkpoints, newest_ema
 from fusionjax.options import FusionOptions
 from fusionjax.safetensors_file import SafetensorsFile
+from fusionjax.schema import read_json, typed
 
 
 def adapter_base(path: str | Path) -> str | None:
@@ -33,7 +36,7 @@ def adapter_base(path: str | Path) -> str | None:
             with SafetensorsFile(path) as file:
                 base = json.loads(file.metadata[METADATA]).get("base")
         else:
-            base = json.loads((_run_of(path) / "config.json").read_text()).get("base")
+            base = read_json(_run_of(path) / "config.json").get("base")
     except (UserError, OSError, ValueError, KeyError, AttributeError):
         return None
     return base_source(base) if isinstance(base, str) else None
@@ -67,23 +70,32 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             f"{str(path)!r} is no adapter; name a run's folder, a folder in its checkpoints/, "
             "or an exported .safetensors"
         )
-    config = json.loads((run / "config.json").read_text())
+    config: dict[str, Any] = read_json(run / "config.json")
     if "base_fingerprint" not in config:
-        raise UserError(f"{str(run)!r} is a run of kind {config.get('kind')}; it has no adapter")
-    folder, step = latest_run_step(run)
-    if run is not path:
-        if not path.is_dir() or not path.name.isdecimal():
-            raise UserError(f"{str(path)!r} is no checkpoint; {str(run)!r} has step {step}")
-        step = int(path.name)
-    checkpoints = Checkpoints(folder, read_only=True)
-    params = checkpoints.restore_ema(step)
-    checkpoints.close()
+        kind = told(config.get("kind"))
+        raise UserError(f"{str(run)!r} is a run of kind {kind}; it has no adapter")
+    if run is path:
+        params = newest_ema(run)
+    elif not path.is_dir() or not path.name.isdecimal():
+        raise UserError(f"{str(path)!r} is no checkpoint; name one of those beside it, or the run")
+    else:
+        checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+        params = checkpoints.restore_ema(int(path.name))
+        checkpoints.close()
+    about = typed(config, _RunAbout, f"{run / 'config.json'}")
     return Adapter(
-        params,
-        FusionOptions.from_json(config["fusion"]),
-        base_source(config["base"]),
-        config["base_fingerprint"],
-    )
+        params, FusionOptions.from_json(about.fusion), base_source(about.base),
+        about.base_fingerprint,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass
+class _RunAbout:
+    """What a run's `config.json` says of its adapter."""
+
+    fusion: dict[str, Any]
+    base: str
+    base_fingerprint: str
 
 
 def find_models(
@@ -168,14 +180,11 @@ def import_adapter(adapter: str | os.PathLike[str], output: str | os.PathLike[st
         "base_fingerprint": loaded.base_fingerprint,
         "fusion": loaded.options.to_json(),
     }
-    try:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
-    checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(0, _Imported(jax.tree.map(jnp.asarray, loaded.params)), {})
-    checkpoints.close()
+    with whole_folder(folder) as beside:
+        write_whole(beside / "config.json", json.dumps(config, indent=2) + "\n")
+        checkpoints = Checkpoints(beside / "checkpoints")
+        checkpoints.save(0, _Imported(jax.tree.map(jnp.asarray, loaded.params)), {})
+        checkpoints.close()
 
 
 def _refuse_existing(path: Path) -> None:

@@ -5,12 +5,15 @@ one usable.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +22,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from fusionjax.backend.sharding import of_all_processes
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, shortened
 
 METRIC = "validation_loss"
+T = TypeVar("T")
+
+
+class DamagedCheckpoint(UserError):
+    """A step cannot be read, or holds other numbers than were written."""
 
 
 class Checkpoints:
@@ -50,6 +58,7 @@ class Checkpoints:
                 ),
             ]
         )
+        self._read_only = read_only
         self._manager = ocp.CheckpointManager(
             Path(folder).absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -83,13 +92,14 @@ class Checkpoints:
         # CPU Orbax would read that very memory.
         state = jax.tree.map(jnp.copy, state)
         positions = [json.loads(each) for each in of_all_processes(json.dumps(position))]
+        digests = {"state": _digest(state), "ema": _digest(state.ema)}
         with self._disk_errors_told():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     ema=ocp.args.StandardSave(state.ema),
-                    position=ocp.args.JsonSave({"processes": positions}),
+                    position=ocp.args.JsonSave({"processes": positions, "digests": digests}),
                 ),
                 metrics=None if validation_loss is None else {METRIC: validation_loss},
                 force=True,
@@ -112,17 +122,20 @@ class Checkpoints:
 
         Raises:
             UserError: if the checkpoint was made by another number of processes.
+            DamagedCheckpoint: if it is damaged.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        read = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
-            ),
-        )
-        positions = read.position["processes"]
+        with self._damage_told(step):
+            read = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
+                ),
+            )
+            positions = read.position["processes"]
+            _check_digest(read.state, read.position, "state")
         if len(positions) != jax.process_count():
             raise UserError(
                 f"the checkpoint holds the data positions of {len(positions)} processes and this "
@@ -131,12 +144,60 @@ class Checkpoints:
         return read.state, positions[jax.process_index()]
 
     def restore_ema(self, step: int) -> Any:
-        """Reads only the averaged weights of one step, as numpy arrays."""
+        """Reads only the averaged weights of one step, as numpy arrays.
+
+        Raises:
+            DamagedCheckpoint: if it is damaged.
+        """
         folder = self._manager.directory / str(step) / "ema"
-        with ocp.PyTreeCheckpointer() as reader:
+        with self._damage_told(step), ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(folder).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            ema = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            about = self._manager.restore(
+                step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
+            )
+            _check_digest(ema, about.position, "ema")
+        return ema
+
+    def newest(self, read: Callable[[int], T]) -> tuple[int, T] | None:
+        """Reads the newest step that is whole, and tells of those that are not.
+
+        Args:
+            read: reads a step: `restore_ema`, say.
+
+        Returns:
+            The step and what was read; None if there is no step.
+
+        Raises:
+            UserError: if there are steps, and none is whole.
+
+        Warns:
+            UserWarning: of each step that is damaged. Unless `read_only`, it is moved aside, to
+                `damaged-STEP`, so that it does not stand in the way.
+        """
+        damaged: dict[int, DamagedCheckpoint] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = step, read(step)
+            except DamagedCheckpoint as error:
+                damaged[step] = error
+                continue
+            for other, why in damaged.items():
+                warnings.warn(f"{why}; step {step} is taken", stacklevel=2)
+                self._set_aside(other)
+            return found
+        if damaged:
+            why = next(iter(damaged.values()))
+            raise UserError(f"{why}, and no other step is whole; copy the run again, or train anew")
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        if self._read_only or jax.process_index():
+            return
+        folder = Path(self._manager.directory)
+        (folder / str(step)).rename(folder / f"damaged-{step}-{secrets.token_hex(2)}")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Waits until everything started is on disk; UserError if it cannot be written."""
@@ -147,6 +208,18 @@ class Checkpoints:
         """Waits, and lets go of the folder; UserError if something cannot be written."""
         with self._disk_errors_told():
             self._manager.close()
+
+    @contextlib.contextmanager
+    def _damage_told(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # of every kind: whatever the readers meet
+            reason = shortened(" ".join(str(error).split()) or type(error).__name__, 120)
+            raise DamagedCheckpoint(
+                f"step {step} in {str(self._manager.directory)!r} is damaged ({reason})"
+            ) from None
 
     @contextlib.contextmanager
     def _disk_errors_told(self) -> Iterator[None]:
@@ -171,24 +244,43 @@ def _of_the_disk(error: OSError | ValueError) -> str | None:
     return os.strerror(int(code[1])) if code else None
 
 
-def latest_run_step(run: str | Path) -> tuple[Path, int]:
-    """Finds the newest complete checkpoint of a run.
+def _digest(tree: Any) -> str:
+    """32 hex digits of all numbers of a tree, their names, types and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _check_digest(tree: Any, about: dict[str, Any], part: str) -> None:
+    """Of what an earlier release wrote there is no digest."""
+    expected = about.get("digests", {}).get(part)
+    if expected is not None and _digest(tree) != expected:
+        raise ValueError(f"its {part} holds other numbers than were written")
+
+
+def newest_ema(run: str | Path) -> Any:
+    """The averaged weights of a run's newest step that is whole.
 
     Args:
         run: the run's folder.
 
-    Returns:
-        The `checkpoints` folder and the step.
-
     Raises:
         UserError: if there is none.
+
+    Warns:
+        UserWarning: of newer steps that are damaged.
     """
     folder = Path(run) / "checkpoints"
-    steps = (
-        sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-        if folder.is_dir()
-        else []
-    )
-    if not steps:
+    found = None
+    if folder.is_dir():
+        checkpoints = Checkpoints(folder, read_only=True)
+        try:
+            found = checkpoints.newest(checkpoints.restore_ema)
+        finally:
+            checkpoints.close()
+    if found is None:
         raise UserError(f"{str(run)!r} holds no complete checkpoint")
-    return folder, steps[-1]
+    return found[1]
