@@ -31,6 +31,7 @@ _DECODE_SIDE = 4096  # larger JPEGs are decoded at a half, a quarter or an eight
 _DETECT_SIDE = 800  # faces are looked for in a picture of this size
 _LEAST_DETECTED = 128  # a face in a smaller picture is not seen
 _DETECT_DOUBLINGS = 1  # … enlarged so often; the detector sees faces of 80 pixels and more
+_NEARLY = 0.7  # the detector's boxes come in steps of a sixth, a third in area
 _FACE_SHARE = 0.5  # of the square's side that the detector's box (brows to chin) takes
 
 
@@ -163,7 +164,8 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
     Args:
         source: as for `read_photo`.
         size: side of the result in pixels: the base model's own picture size.
-        crop: `auto` cuts a square around the largest face. A photo of size × size in which none
+        crop: `auto` cuts a square around the largest face, of several as large the leftmost. A
+            photo of size × size in which none
             is found, or that is too small to look for one, counts as cut out already. `none` looks
             for no face: the photo is used as it is, only its longer side is cut to a square around
             the middle.
@@ -173,6 +175,9 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
 
     Raises:
         UserError: as `read_photo`; for an unknown `crop`; if `auto` finds no face.
+
+    Warns:
+        UserWarning: if `auto` chooses among several faces, or takes a photo whole for want of one.
     """
     if crop not in CROPS:
         raise UserError(not_one_of("crop", crop, CROPS))
@@ -181,17 +186,38 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
     if fits and (crop == "none" or size < _LEAST_DETECTED):
         return image
     if crop == "auto":
-        faces = find_faces(image)
+        faces, name = find_faces(image), _name_of(source)
         if not faces and fits:
+            warnings.warn(
+                f"no face was found in {name}; it has the size that the base looks at, so it is "
+                'used whole (crop="none" or --crop none says that this is meant)',
+                stacklevel=2,
+            )
             return image
         if not faces:
-            name = source if isinstance(source, str | os.PathLike) else "the photo"
             raise UserError(
                 f"no face was found in {name}; cut a square around it yourself and pass "
                 'crop="none" (--crop none)'
             )
-        image = image.crop(face_square(faces[0], *image.size))
+        face = _chosen(faces)
+        if len(faces) > 1:
+            left, top, width, height = face
+            warnings.warn(
+                f"{len(faces)} faces were found in {name}; taken is the one of {width}×{height} "
+                f"pixels around {left + width // 2}, {top + height // 2} (column, row); cut "
+                "another out yourself",
+                stacklevel=2,
+            )
+        image = image.crop(face_square(face, *image.size))
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def _chosen(faces: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    """The largest face; of those that are nearly as large the leftmost, whatever the photo's size
+    makes of their boxes.
+    """
+    largest = max(width * height for *_, width, height in faces)
+    return min(face for face in faces if face[2] * face[3] > _NEARLY * largest)
 
 
 @functools.cache

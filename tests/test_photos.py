@@ -155,7 +155,8 @@ def test_a_photo_of_the_models_size_is_cut_out_too():
     assert after > 1.2 * before
     assert 0.4 < after / 512 < 0.65
     nobody = Image.new("RGB", (512, 512), "grey")
-    assert photos.prepare_photo(nobody, 512).size == (512, 512)
+    with pytest.warns(UserWarning, match=r"no face was found in the image; .* used whole"):
+        assert photos.prepare_photo(nobody, 512).size == (512, 512)
 
 
 def test_the_largest_face_is_taken():
@@ -166,6 +167,26 @@ def test_the_largest_face_is_taken():
     faces = photos.find_faces(both)
     assert len(faces) == 2
     assert faces[0][0] > photo.width
+    with pytest.warns(UserWarning, match=r"2 faces were found in the image; taken is the one of"):
+        taken = photos.prepare_photo(both, 128)
+    left, top, right, bottom = photos.face_square(faces[0], *both.size)
+    expected = both.resize((128, 128), Image.Resampling.LANCZOS, (left, top, right, bottom))
+    assert np.abs(np.asarray(taken, int) - np.asarray(expected, int)).mean() < 1
+
+
+def test_of_several_as_large_the_leftmost_is_taken_at_any_size():
+    """The boxes of equal faces are not: the detector's pyramid has steps."""
+    photo = photos.read_photo(ASTRONAUT).crop((100, 0, 360, 300))
+    row = Image.new("RGB", (photo.width * 3, photo.height))
+    for number in range(3):
+        darker = photo.point(lambda level, n=number: int(level * (1 - 0.1 * (2 - n))))
+        row.paste(darker, (number * photo.width, 0))
+    for width in (700, 780, 900):
+        group = row.resize((width, width * row.height // row.width))
+        found = photos.find_faces(group)
+        assert len(found) == 3
+        chosen = photos._chosen(found)
+        assert chosen[0] == min(left for left, *_ in found)
 
 
 def test_a_square_at_the_edge_stays_inside():
