@@ -95,7 +95,9 @@ with safe_open({str(path)!r}, "np") as file:
     )
     options, shapes = out.stdout.splitlines()
     about = {"base": "mini", "base_fingerprint": FINGERPRINT}
-    assert json.loads(options) == {**OPTIONS.to_json(), **about}
+    read = json.loads(options)
+    assert len(bytes.fromhex(read.pop("digest"))) == 16
+    assert read == {**OPTIONS.to_json(), **about}
     expected = {
         f"{layer}.processor.{name}.weight": (2 * size, size)
         for layer, size in LAYERS.items()
