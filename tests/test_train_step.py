@@ -161,7 +161,7 @@ def test_runs_are_checked(change, message):
     ("change", "message"),
     [
         ({"ema_decay": 1.0}, r"optimizer.ema_decay is 1.0"),
-        ({"learning_rate": -1.0}, r"optimizer.learning_rate is -1.0"),
+        ({"learning_rate": -1.0}, r"optimizer.learning_rate is -1; it"),
         ({"max_grad_norm": 0.0}, r"optimizer.max_grad_norm is 0.0"),
         ({"accumulate_steps": 0}, r"optimizer.accumulate_steps is 0"),
     ],
