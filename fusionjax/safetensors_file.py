@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -248,10 +248,19 @@ def check_seal(
 
 
 def _digest(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+    return digest_of(sorted(tensors.items()), json.dumps(about, sort_keys=True).encode())
+
+
+def digest_of(named: Iterable[tuple[str, Any]], first: bytes = b"") -> str:
+    """32 hex digits of all numbers of some arrays, with their names, types and shapes.
+
+    Args:
+        named: names and arrays, in an order that holds.
+        first: what else the digest is of.
+    """
+    digest = hashlib.blake2b(first, digest_size=16)
+    for name, leaf in named:
+        array = np.ascontiguousarray(leaf)
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -6,6 +6,7 @@ a picture's files must lie under the current folder and carry their digest, and 
 here, or be named on the command line.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ from typing import Any
 from fusionjax.embedded import ASSETS, is_mini
 from fusionjax.errors import UserError, told
 from fusionjax.models.adapter import adapter_base
-from sample.job import Job
+from fusionjax.options import current_name
+from sample.job import Job, Person
 
-_FILES = ("image", "mask_image", "control_image")
-_MODELS = ("base", "fusion", "vae", "lora", "controlnet")
+
+def _naming(kind: Any, what: str) -> tuple[str, ...]:
+    """The fields that name files ("file"), or models ("source"): the option itself says so."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.metadata.get("path") == what)
+
+
+_FILES, _PERSONS_FILES = _naming(Job, "file"), _naming(Person, "file")
+_MODELS = _naming(Job, "source")
 
 
 def check_files(where: Path, job: Mapping[str, Any], files: Mapping[str, Any]) -> None:
@@ -31,7 +39,7 @@ def check_files(where: Path, job: Mapping[str, Any], files: Mapping[str, Any]) -
         UserError: if one has no digest, or lies outside the current folder and the package.
     """
     for name in _named(job):
-        if name not in files:
+        if not isinstance(name, str) or name not in files:
             raise UserError(
                 f"{where} names the file {told(name)} without its digest, so it was not painted "
                 "like that here; --trust reads it all the same"
@@ -78,12 +86,12 @@ def check_base_of(fusion: str) -> None:
 def _named(job: Mapping[str, Any]) -> Iterator[Any]:
     """The files that a job names, as far as it makes sense."""
     people = job.get("people")
-    for person in people if isinstance(people, list) else ():
-        if isinstance(person, Mapping):
-            faces = person.get("faces") or []
-            yield from faces if isinstance(faces, list) else [faces]
-            yield from filter(None, [person.get("mask")])
-    yield from filter(None, (job.get(name) for name in (*_FILES, "paint_where")))
+    parts = [(job, _FILES)]
+    parts += [(person, _PERSONS_FILES) for person in (people if isinstance(people, list) else ())]
+    for values, names in parts:
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if current_name(name) in names and value:
+                yield from value if isinstance(value, list) else [value]
 
 
 def _is_near(name: str) -> bool:

@@ -5,7 +5,6 @@ one usable.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from fusionjax.backend.sharding import of_all_processes
 from fusionjax.errors import UserError, shortened
+from fusionjax.safetensors_file import digest_of
 
 METRIC = "validation_loss"
 T = TypeVar("T")
@@ -245,13 +245,8 @@ def _of_the_disk(error: OSError | ValueError) -> str | None:
 
 
 def _digest(tree: Any) -> str:
-    """32 hex digits of all numbers of a tree, their names, types and shapes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return digest_of((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
 
 
 def _check_digest(tree: Any, about: dict[str, Any], part: str) -> None:
