@@ -32,7 +32,7 @@ from benchmarks.accelerator_models import (
 from benchmarks.accelerator_report import MEASURED, Outcome, Row, Skip
 from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import default_dtype, weight_format
-from fusionjax.backend.sharding import make_mesh
+from fusionjax.backend.sharding import make_mesh, place
 from fusionjax.models.base import BaseModel
 from fusionjax.unet import FusionUNet
 
@@ -61,10 +61,8 @@ class Bench:
         """All three models, their weights as the pipeline places them."""
         base = random_base(self.dtype, small=self.small, parts=("unet", "vae", "text_encoder"))
         here = SingleDeviceSharding(self.device)
-        params = jax.tree.map(
-            lambda leaf: jax.device_put(leaf, weight_format(leaf, here, self.device)), base.params
-        )
-        return dataclasses.replace(base, params=params)
+        formats = jax.tree.map(lambda leaf: weight_format(leaf, here, self.device), base.params)
+        return dataclasses.replace(base, params=place(base.params, formats))
 
     @functools.cached_property
     def frozen_unet(self) -> Any:

@@ -1,6 +1,7 @@
 """What is chosen for which hardware, asked of devices that do not exist; 16 bits and their ends."""
 
 import dataclasses
+import logging
 import re
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
+from fusionjax.backend import sharding
 from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import (
     check_dtype,
@@ -20,8 +22,10 @@ from fusionjax.backend.devices import (
     default_implementation,
     weight_format,
 )
+from fusionjax.embedded import MINI_BASE
 from fusionjax.errors import NotFiniteWarning, UserError
 from fusionjax.generation import runner
+from fusionjax.models.base import BaseModel
 from fusionjax.pipeline import FusionPipeline
 from fusionjax.unet import FusionUNet
 from tests import tiny
@@ -150,6 +154,41 @@ def test_another_order_in_memory_paints_the_same_picture(in_float32, monkeypatch
     np.testing.assert_allclose(out.latents, in_float32.latents, rtol=1e-4, atol=1e-4)
     kernel = pipe.runner._params(1)["base"]["unet"]["conv_in"]["kernel"]
     assert kernel.format.layout.major_to_minor == (3, 0, 1, 2)
+
+
+def compiled(caplog, function, *arguments):
+    """What a call returns, and the names of the programs that it compiled."""
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        returned = function(*arguments)
+    told = [record.getMessage() for record in caplog.records]
+    return returned, [line.split()[1] for line in told if line.startswith("Compiling")]
+
+
+def test_weights_are_reordered_by_one_program(caplog):
+    here = SingleDeviceSharding(jax.devices()[0])
+    rng = np.random.default_rng(0)
+    shapes = [(3, 3, 4, 8), (3, 3, 8, 8), (1, 1, 8, 4), (5, 4), (7,)]
+    tree = [jax.device_put(rng.standard_normal(shape, np.float32)) for shape in shapes]
+    formats = [Format(Layout((3, 0, 1, 2)), here) if len(s) == 4 else here for s in shapes]
+    placed, programs = compiled(caplog, sharding.place, tree, formats)
+    assert len(programs) == 1
+    for before, after, wanted in zip(tree, placed, formats, strict=True):
+        np.testing.assert_array_equal(before, after)
+        if isinstance(wanted, Format):
+            assert after.format.layout.major_to_minor == wanted.layout.major_to_minor
+    again, programs = compiled(caplog, sharding.place, placed, formats)
+    assert not programs
+    assert all(a is b or a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer()
+               for a, b in zip(placed, again, strict=True))  # fmt: skip
+
+
+def test_reading_weights_compiles_nothing(caplog):
+    """A program for each shape of a base took half a minute on a GPU."""
+    base, programs = compiled(caplog, BaseModel.from_pretrained, MINI_BASE)
+    assert set(programs) <= {"jit(stage)", "jit(_threefry_seed)"}  # a key, for shapes
+    assert len(programs) <= 2
+    assert len(jax.tree.leaves(base.params)) > 300
 
 
 def spoilt(base, factor):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusionjax.backend.sharding import frozen_sharding, make_mesh, put_batch, replicated
+from fusionjax.backend.sharding import frozen_sharding, make_mesh, place, put_batch, replicated
 from fusionjax.command import progress_bar
 from fusionjax.data.batches import Batches, stacked
 from fusionjax.errors import UserError
@@ -74,7 +74,7 @@ def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> No
         threads=config.data.threads,
         buffered=config.data.buffered_batches,
     )
-    frozen = jax.device_put(objective.frozen, frozen_sharding(mesh, objective.frozen))
+    frozen = place(objective.frozen, frozen_sharding(mesh, objective.frozen))
     if writes:
         config.write(folder / "config.json", **objective.describe())
 

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental.layout import Format
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fusionjax.backend.devices import weight_format
@@ -81,6 +82,38 @@ def frozen_sharding(mesh: Mesh, tree: Any, *, smallest: int = 2**16) -> Any:
         return replicated(mesh)
 
     return jax.tree.map(lambda x: weight_format(x, spread(x), device), tree)
+
+
+def place(tree: Any, formats: Any) -> Any:
+    """Arrays where they belong: what lies in another order there is moved by one program.
+
+    (`jax.device_put` alone compiles a program for each shape, which on a GPU takes half a minute.)
+
+    Args:
+        tree: arrays, of the host or of devices.
+        formats: a sharding or a format for each, as of `frozen_sharding`.
+
+    Returns:
+        The tree on the devices. The given arrays stay as they are.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    wanted = jax.tree.leaves(formats)
+    shardings = [x.sharding if isinstance(x, Format) else x for x in wanted]
+    placed = jax.device_put(leaves, shardings)
+    moved = {
+        i: x
+        for i, x in enumerate(wanted)
+        if isinstance(x, Format) and _order(x) != _order(placed[i].format)
+    }
+    if moved:
+        reorder = jax.jit(lambda *arrays: arrays, out_shardings=tuple(moved.values()))
+        for i, array in zip(moved, reorder(*(placed[i] for i in moved)), strict=True):
+            placed[i] = array
+    return jax.tree.unflatten(structure, placed)
+
+
+def _order(format_: Format) -> Any:
+    return getattr(format_.layout, "major_to_minor", None)
 
 
 def keep_batch_split(mesh: Mesh) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fusionjax.backend.compilation import compiler_options
 from fusionjax.backend.devices import weight_format
+from fusionjax.backend.sharding import place
 from fusionjax.generation.model import Model
 
 MOST_PROGRAMS = 32  # some 10 MB each; an image of one size and one count of people takes five
@@ -47,6 +48,7 @@ class Runner:
         self._placed: dict[int, Any] = {}
         self._compiled: OrderedDict[Any, Future[Callable[..., Any]]] = OrderedDict()
         self._lock = threading.Lock()
+        self._placing = threading.Lock()
 
     def run(self, program: Callable[..., Any], devices: int, *inputs: Any, **static: Any) -> Any:
         """Runs a program, compiled once for the shapes of its inputs and for `static`.
@@ -146,10 +148,10 @@ class Runner:
 
     def _params(self, devices: int) -> Any:
         """All weights, on each of the devices."""
-        if devices not in self._placed:
-            formats = self._params_formats(devices)
-            self._placed[devices] = jax.tree.map(jax.device_put, self.params, formats)
-        return self._placed[devices]
+        with self._placing:
+            if devices not in self._placed:
+                self._placed[devices] = place(self.params, self._params_formats(devices))
+            return self._placed[devices]
 
     def _params_formats(self, devices: int) -> Any:
         everywhere = NamedSharding(self._mesh(devices), PartitionSpec())

@@ -113,7 +113,7 @@ def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
     Raises:
         UserError: if the file is damaged or is not an adapter of this kind.
     """
-    import jax.numpy as jnp
+    import jax
 
     file = read_adapter(path)
     try:
@@ -121,7 +121,7 @@ def load_adapter_file(path: str | os.PathLike[str]) -> Adapter:
     except (TypeError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
     params: Any = {
-        layer: {name: jnp.asarray(matrix.T) for name, matrix in weights.items()}
+        layer: {name: jax.device_put(matrix.T) for name, matrix in weights.items()}
         for layer, weights in file.weights.items()
     }
     return Adapter(params, options, file.base, file.base_fingerprint)

@@ -132,7 +132,7 @@ def fill(
             array = np.ascontiguousarray(array, dtype)
         if not np.isfinite(array).all():
             raise UserError(_not_finite(tensors.path, source, tensor, dtype))
-        filled[path] = jnp.asarray(array)
+        filled[path] = jax.device_put(array)  # jnp.asarray compiles a program for each shape
     return unflatten_dict(filled)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from fusionjax.embedded import MINI, MINI_BASE, MINI_FUSION, base_source, is_mini
 from fusionjax.errors import UserError, told
@@ -183,7 +182,7 @@ def import_adapter(adapter: str | os.PathLike[str], output: str | os.PathLike[st
     with whole_folder(folder) as beside:
         write_whole(beside / "config.json", json.dumps(config, indent=2) + "\n")
         checkpoints = Checkpoints(beside / "checkpoints")
-        checkpoints.save(0, _Imported(jax.tree.map(jnp.asarray, loaded.params)), {})
+        checkpoints.save(0, _Imported(jax.device_put(loaded.params)), {})
         checkpoints.close()
 
 
