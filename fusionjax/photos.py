@@ -165,10 +165,10 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         source: as for `read_photo`.
         size: side of the result in pixels: the base model's own picture size.
         crop: `auto` cuts a square around the largest face, of several as large the leftmost. A
-            photo of size × size in which none
-            is found, or that is too small to look for one, counts as cut out already. `none` looks
-            for no face: the photo is used as it is, only its longer side is cut to a square around
-            the middle.
+            photo of size × size in which none is found, or that is too small to look for one,
+            counts as cut out already. `none` looks for no face: the photo is used as it is, only
+            what is longer than wide is cut to the square at its top, where a portrait's head is,
+            and what is wider to the one in its middle.
 
     Returns:
         The picture, size × size, mode "RGB".
@@ -177,16 +177,17 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         UserError: as `read_photo`; for an unknown `crop`; if `auto` finds no face.
 
     Warns:
-        UserWarning: if `auto` chooses among several faces, or takes a photo whole for want of one.
+        UserWarning: if `auto` chooses among several faces, or takes a photo whole for want of one;
+            if `none` cuts.
     """
     if crop not in CROPS:
         raise UserError(not_one_of("crop", crop, CROPS))
     image = read_photo(source)
-    fits = image.size == (size, size)
+    fits, name = image.size == (size, size), _name_of(source)
     if fits and (crop == "none" or size < _LEAST_DETECTED):
         return image
     if crop == "auto":
-        faces, name = find_faces(image), _name_of(source)
+        faces = find_faces(image)
         if not faces and fits:
             warnings.warn(
                 f"no face was found in {name}; it has the size that the base looks at, so it is "
@@ -209,6 +210,16 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
                 stacklevel=2,
             )
         image = image.crop(face_square(face, *image.size))
+    elif image.width != image.height:
+        side, where = (
+            (image.width, "top") if image.height > image.width else (image.height, "middle")
+        )
+        warnings.warn(
+            f"{name} has {image.width}×{image.height} pixels; what is used is the square of {side} "
+            f"at its {where}: cut another one out yourself",
+            stacklevel=2,
+        )
+        return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS, centering=(0.5, 0.0))
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 

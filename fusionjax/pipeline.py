@@ -160,7 +160,8 @@ class FusionPipeline:
             attention=attention,
         )
         if adapter is not None:
-            check_fits(adapter, pipe.fusion.layers, model.fingerprint, str(fusion or MINI_FUSION))
+            name = str(fusion or MINI_FUSION)
+            check_fits(adapter, pipe.fusion.layers, model.fingerprint, name, dtype)
         return pipe
 
     @functools.cached_property

@@ -104,7 +104,32 @@ def test_an_unsupported_schedule(folder):
     path = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "prediction_type": "sample"}))
-    refused(folder, "prediction_type is 'sample'")
+    refused(folder, "scheduler_config.json: prediction_type is 'sample'")
+    path.write_text(json.dumps({**config, "timestep_spacing": "trailing"}))
+    with pytest.warns(UserWarning, match="timestep_spacing 'trailing', which is not followed"):
+        BaseModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "empty", "what"),
+    [
+        ({}, (), "epsilon"),
+        ({"modelspec.prediction_type": "epsilon"}, (), "epsilon"),
+        ({"modelspec.prediction_type": "v"}, (), "v_prediction"),
+        ({}, ("v_pred",), "v_prediction"),
+        ({"modelspec.prediction_type": "x0"}, (), None),
+        ({}, ("v_pred", "ztsnr"), None),
+    ],
+)
+def test_a_single_file_says_what_it_predicts(good_single, tmp_path, metadata, empty, what):
+    path = tmp_path / "model.safetensors"
+    shutil.copytree(good_single.parent / "tokenizer", tmp_path / "tokenizer")
+    more = dict.fromkeys(empty, np.zeros(0, np.float32))
+    save_file(load_file(good_single) | more, path, metadata=metadata)
+    if what is None:
+        refused(path, "'x0'; known are epsilon, v" if metadata else "zero terminal SNR")
+    else:
+        assert BaseModel.from_pretrained(path).schedule.prediction_type == what
 
 
 def test_weights_that_are_missing_or_pickled(folder):

@@ -184,7 +184,6 @@ def test_weights_are_reordered_by_one_program(caplog):
 
 
 def test_reading_weights_compiles_nothing(caplog):
-    """A program for each shape of a base took half a minute on a GPU."""
     base, programs = compiled(caplog, BaseModel.from_pretrained, MINI_BASE)
     assert set(programs) <= {"jit(stage)", "jit(_threefry_seed)"}  # a key, for shapes
     assert len(programs) <= 2

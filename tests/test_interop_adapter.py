@@ -130,6 +130,11 @@ def test_adapter_of_another_base_is_refused_by_shape_and_warned_of_by_fingerprin
         check_fits(adapter, layers(wider), FINGERPRINT)
     with pytest.raises(UserError, match=r"mid_block.* has shape \(16, 32\) .* none in the base"):
         check_fits(adapter, layers(dict(list(LAYERS.items())[:1])), FINGERPRINT)
+    pair = adapter.params[layer := next(iter(LAYERS))]
+    large = adapter._replace(params={**adapter.params, layer: {**pair, "vf": pair["vf"] + 1e5}})
+    check_fits(large, layers(), FINGERPRINT, dtype="bfloat16")
+    with pytest.raises(UserError, match=r"vf of down.* holds 1e\+05, more than float16 can; use"):
+        check_fits(large, layers(), FINGERPRINT, dtype="float16")
 
 
 def rewrite(path, change, **metadata):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fusionjax.backend import compilation
 from fusionjax.diffusion import samplers as schedulers
 from fusionjax.errors import UserError
 from fusionjax.generation import programs
@@ -368,6 +369,21 @@ def test_any_number_of_rows_is_told_in_few_parts_by_one_program(people):
     assert compiled.count("denoise") == 1
 
 
+def test_what_does_not_fit_is_told_before_the_steps(people, monkeypatch):
+    pipe = make_pipe()
+    monkeypatch.setattr(compilation, "free_bytes", lambda device: 10_000)
+    with pytest.raises(
+        UserError, match=r"image of 64×64 at once; use .* \(condition needs 0\.\d GB"
+    ):
+        pipe("x", people[:1])
+    free = iter([10**10, 10_000])
+    monkeypatch.setattr(compilation, "free_bytes", lambda device: next(free))
+    with pytest.raises(UserError, match=r"\(decode needs"):  # and no step was compiled
+        pipe("x", people[:1])
+    monkeypatch.undo()
+    assert 10**8 < compilation.free_bytes(jax.devices()[0]) < 10**13
+
+
 # --- what the arguments do ------------------------------------------------------------------------
 
 
@@ -387,6 +403,19 @@ def test_an_unseen_region_stays(pipe, paint):
     known = pipe.base.encode_image(pipe.base.params, jnp.asarray(image[None] / 127.5 - 1))
     np.testing.assert_allclose(out.latents[0, :, :4], known[0, :, :4], atol=2e-3)
     assert np.abs(out.latents[0, :, 4:] - known[0, :, 4:]).max() > 0.1
+    painted = np.asarray(out.images[0])
+    np.testing.assert_array_equal(painted[:, :32], image[:, :32])  # to the last grey level
+    assert np.abs(painted[:, 32:].astype(int) - image[:, 32:]).mean() > 3
+
+
+def test_between_black_and_white_the_given_image_shines_through(paint):
+    image = tiny.photo(9)
+    where = np.full((64, 64, 3), 255, np.uint8)
+    where[:8] = 51  # a fifth
+    out = np.asarray(paint(image=image, strength=1.0, mask_image=where).images[0], int)
+    apart = np.abs(out - image)
+    assert 10 < apart[:8].max() <= 52
+    assert apart[8:].max() > 60
 
 
 def test_strength_decides_how_far_the_picture_is_left(pipe, paint):

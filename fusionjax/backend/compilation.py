@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from fusionjax.backend.devices import compute_capability
+from fusionjax.backend.devices import compute_capability, free_bytes
 from fusionjax.errors import UserError
 
 
@@ -27,6 +27,26 @@ def full_memory_told(message: str, *, with_reason: bool = False) -> Iterator[Non
             raise
         reason = f" ({str(error).splitlines()[0][:200]})" if with_reason else ""
         raise UserError(message + reason) from None
+    except MemoryError as error:  # NumPy's, and that of `check_memory`
+        raise UserError(f"{message} ({str(error)[:200] or 'the host has no more'})") from None
+
+
+def check_memory(compiled: Any, name: str, device: Any) -> None:
+    """Raises MemoryError if a compiled program needs more than a device has free.
+
+    A device says so itself, but a CPU's process would be killed without a word.
+
+    Args:
+        compiled: the program.
+        name: how to name it.
+        device: where it is to run, its arguments already there.
+    """
+    needs, free = compiled.memory_analysis(), free_bytes(device)
+    if needs is None or free is None:
+        return
+    more = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    if more > free:
+        raise MemoryError(f"{name} needs {more / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
 
 
 def compiler_options(device: Any) -> dict[str, Any]:

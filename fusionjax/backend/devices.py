@@ -4,7 +4,9 @@ Every rule is a function of device objects, so that a test (and a dry run for ha
 here) can ask it about devices that do not exist.
 """
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -91,6 +93,21 @@ def weight_format(weight: Any, sharding: Sharding, device: Any) -> Format | Shar
     if is_kernel and (compute_capability(device) or 0) >= _VOLTA:
         return Format(Layout(major_to_minor=(3, 0, 1, 2)), sharding)
     return sharding
+
+
+def free_bytes(device: Any) -> int | None:
+    """What a device can still allocate; of a CPU, what the system has available. None: unknown."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", told, re.MULTILINE)
+    return 1024 * int(found[1]) if found else None
 
 
 def default_implementation(

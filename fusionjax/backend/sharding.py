@@ -87,7 +87,7 @@ def frozen_sharding(mesh: Mesh, tree: Any, *, smallest: int = 2**16) -> Any:
 def place(tree: Any, formats: Any) -> Any:
     """Arrays where they belong: what lies in another order there is moved by one program.
 
-    (`jax.device_put` alone compiles a program for each shape, which on a GPU takes half a minute.)
+    (`jax.device_put` alone compiles a program for each shape.)
 
     Args:
         tree: arrays, of the host or of devices.

@@ -19,6 +19,7 @@ from fusionjax.generation.request import Output, Request
 from fusionjax.generation.runner import Runner
 from fusionjax.generation.scene import make_scene
 from fusionjax.options import Settings
+from fusionjax.pixels import to_bytes
 
 # stage ("compile", "steps", "decode"), how much is done, of how much, seconds it took
 Progress = Callable[[str, int, int, float], None]
@@ -142,6 +143,7 @@ def _generate_batch(
     conditions, carry = runner.run(
         programs.condition, devices, scene, grid=grid, clip_skip=settings.clip_skip
     )
+    runner.prepare(programs.decode, devices, carry.latents)  # that it fits is known before steps
 
     rows = plan.table()
     done, shares = 0, []
@@ -164,10 +166,22 @@ def _generate_batch(
             carry = carry._replace(latents=on_step_end(done - 1, timestep, carry.latents))
     clock.start()
     images = _decoded(runner, devices, carry.latents, requests[:wanted])
+    images = [
+        image if image is None else _with_what_stays(image, request)
+        for image, request in zip(images, requests, strict=False)
+    ]
     clock.stop("decode", wanted, wanted, carry)
     latents = np.asarray(carry.latents)
     share = np.mean(shares, 0) if shares else [None] * wanted
     return [Generated(images[i], latents[i], share[i]) for i in range(wanted)]
+
+
+def _with_what_stays(painted: np.ndarray, request: Request) -> np.ndarray:
+    """Puts the given image back where the mask is black; a decoder repeats no pixel exactly."""
+    if request.image is None or request.mask_image is None:
+        return painted
+    share = request.mask_image[..., None]
+    return np.round(share * painted + (1 - share) * to_bytes(request.image)).astype(np.uint8)
 
 
 def _decoded(

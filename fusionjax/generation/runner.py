@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fusionjax.backend.compilation import compiler_options
+from fusionjax.backend.compilation import check_memory, compiler_options
 from fusionjax.backend.devices import weight_format
 from fusionjax.backend.sharding import place
 from fusionjax.generation.model import Model
@@ -62,9 +62,35 @@ class Runner:
 
         Returns:
             What the program returns.
+
+        Raises:
+            MemoryError: if a device has less free than it needs.
         """
-        shardings = self._shardings(inputs, devices)
-        placed = jax.tree.map(jax.device_put, inputs, shardings)
+        placed = self._place(inputs, devices)
+        return self._program(program, devices, placed, static)(self._params(devices), *placed)
+
+    def prepare(
+        self, program: Callable[..., Any], devices: int, *inputs: Any, **static: Any
+    ) -> None:
+        """Compiles a program that is to run later.
+
+        Args:
+            program: of `programs`.
+            devices: as for `run`.
+            *inputs: likewise, or others of the same shapes.
+            **static: likewise.
+
+        Raises:
+            MemoryError: if a device has less free than it needs.
+        """
+        self._program(program, devices, self._place(inputs, devices), static)
+
+    def _place(self, inputs: Any, devices: int) -> Any:
+        return jax.tree.map(jax.device_put, inputs, self._shardings(inputs, devices))
+
+    def _program(
+        self, program: Callable[..., Any], devices: int, placed: Any, static: Any
+    ) -> Callable[..., Any]:
         params = self._params(devices)
         leaves, structure = jax.tree.flatten(placed)
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
@@ -83,7 +109,7 @@ class Runner:
                 compiled.set_exception(error)
                 with self._lock:
                     self._compiled.pop(key, None)
-        return compiled.result()(params, *placed)
+        return compiled.result()
 
     def _compile(
         self, program: Callable[..., Any], devices: int, params: Any, placed: Any, static: Any
@@ -96,6 +122,7 @@ class Runner:
         with self._lock:
             self.compile_seconds += time.perf_counter() - began
             self.compilations += 1
+        check_memory(compiled, program.__name__, self.devices[0])
         return compiled
 
     def shapes(self, program: Callable[..., Any], *inputs: Any, **static: Any) -> Any:

@@ -192,6 +192,7 @@ def check_fits(
     layers: Mapping[str, "AttentionLayer"],
     fingerprint: str | None,
     name: str = "the adapter",
+    dtype: Any = np.float32,
 ) -> None:
     """Checks that an adapter belongs to a base model: its shapes must, its fingerprint should.
 
@@ -200,9 +201,10 @@ def check_fits(
         layers: the cross-attentions of the base model's UNet (`FusionUNet.layers`).
         fingerprint: the base model's fingerprint, None to skip this check.
         name: how to name the adapter in messages.
+        dtype: what the base computes in.
 
     Raises:
-        UserError: if the layers or their shapes differ.
+        UserError: if the layers or their shapes differ, or a weight is beyond the type.
 
     Warns:
         UserWarning: if the shapes agree but the base's weights are not those of the training.
@@ -212,6 +214,16 @@ def check_fits(
         for layer in layers
     }
     check_shapes({layer: pair["kf"].shape for layer, pair in adapter.params.items()}, shapes, name)
+    import jax.numpy as jnp
+
+    for layer, pair in adapter.params.items():
+        for kind, matrix in pair.items():
+            largest = float(np.abs(np.asarray(matrix, np.float32)).max())
+            if largest > float(jnp.finfo(dtype).max):
+                raise UserError(
+                    f"{name}: {kind} of {layer} holds {largest:.3g}, more than {np.dtype(dtype)} "
+                    "can; use dtype float32 (--dtype float32), or export the adapter again"
+                )
     warn_of_other_base(adapter.base, adapter.base_fingerprint, fingerprint, name)
 
 

@@ -26,7 +26,7 @@ IGNORED = re.compile(
     r"(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|"
     r"sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|sqrt_recip_alphas_cumprod|"
     r"sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|"
-    r"posterior_mean_coef1|posterior_mean_coef2|scale_factor|logvar|lvlb_weights)$"
+    r"posterior_mean_coef1|posterior_mean_coef2|scale_factor|logvar|lvlb_weights|v_pred|ztsnr)$"
 )
 
 _UNET_TOP = {

@@ -6,6 +6,7 @@ parameter of the part has a tensor, and each tensor of the file a place.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusionjax import schema
-from fusionjax.diffusion.noise_schedule import NoiseSchedule
-from fusionjax.errors import UserError
+from fusionjax.diffusion.noise_schedule import NoiseSchedule, PredictionType
+from fusionjax.errors import UserError, told
 from fusionjax.interop import configs, hub, names, original
 from fusionjax.interop.flax_file import FlaxFile
 from fusionjax.interop.kinds import kind_of
@@ -164,11 +165,7 @@ def _open_folder(
     if (folder / "text_encoder_2").is_dir():
         raise UserError(f"{folder} is an SDXL model, which is not supported; only Stable "
                         "Diffusion 1.x and 2.x load")  # fmt: skip
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    try:
-        schedule = NoiseSchedule.from_config(schema.read_json(scheduler))
-    except TypeError as error:
-        raise UserError(f"{scheduler}: {error}") from None
+    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     parts = {
         part: _open_part(folder / part, part, dtype, files)._replace(
             folder=folder, schedule=schedule
@@ -177,6 +174,21 @@ def _open_folder(
     }
     parts["vae"] = vae or _open_part(folder / "vae", "vae", dtype, files)
     return {part: parts[part] for part in WEIGHTS}
+
+
+def _read_schedule(path: Path) -> NoiseSchedule:
+    config: dict[str, Any] = schema.read_json(path)
+    try:
+        schedule = NoiseSchedule.from_config(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if config.get("timestep_spacing") == "trailing":
+        warnings.warn(
+            f"{path} asks for timestep_spacing 'trailing', which is not followed: each scheduler "
+            "visits the noise levels that it visits for Stable Diffusion 1.5",
+            stacklevel=2,
+        )
+    return schedule
 
 
 def _open_part(folder: Path, part: str, dtype: Any, files: contextlib.ExitStack) -> Part:
@@ -275,8 +287,35 @@ def _open_single(
     return {
         "text_encoder": _original_text(text, dtype),
         "vae": vae,
-        "unet": _original_unet(unet, dtype),
+        "unet": _original_unet(unet, dtype)._replace(schedule=_told_schedule(file)),
     }
+
+
+def _told_schedule(file: SafetensorsFile) -> NoiseSchedule:
+    """Stable Diffusion's noise levels, and what a file itself says that its UNet predicts.
+
+    Some say it in the metadata (https://github.com/Stability-AI/ModelSpec), some by empty tensors
+    of the names `v_pred` and `ztsnr`.
+    """
+    told_type = file.metadata.get("modelspec.prediction_type", "epsilon").lower()
+    known: dict[str, PredictionType] = {
+        "epsilon": "epsilon",
+        "v": "v_prediction",
+        "v_prediction": "v_prediction",
+    }
+    if "ztsnr" in file:
+        raise UserError(
+            f"{file.path} was trained with zero terminal SNR (it holds 'ztsnr'), which is not "
+            "supported"
+        )
+    if told_type not in known:
+        raise UserError(
+            f"{file.path}: modelspec.prediction_type is {told(told_type)}; known are "
+            f"{', '.join(known)}"
+        )
+    if "v_pred" in file:
+        return NoiseSchedule(prediction_type="v_prediction")
+    return NoiseSchedule(prediction_type=known[told_type])
 
 
 def _original_unet(tensors: _Prefixed, dtype: Any) -> Part:
