@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in _ELSEWHERE:
         return importlib.import_module(_ELSEWHERE[arguments[0]]).main(arguments[1:])
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if [] in vars(args).values():  # Python 3.11 takes a second "--" for a name, and out again
+        parser.error("'--' is no name")
 
     def body() -> None:
         from fusionjax.models import adapter

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator
 
@@ -15,16 +16,29 @@ def run_command(body: Callable[[], int | None]) -> int:
         body: the command; its status, or None for 0.
 
     Returns:
-        The exit status: the body's, 2 after a `UserError`, 130 after Ctrl-C.
+        The exit status: the body's, 2 after a `UserError` or a name that no file can have, 130
+        after Ctrl-C.
     """
     try:
         return body() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (OSError, ValueError) as error:
+        if not _is_no_name(error):
+            raise
+        print(f"error: {UserError(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+
+
+def _is_no_name(error: OSError | ValueError) -> bool:
+    """Whether no file can have a name that was asked for: it is too long, or holds a zero byte."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENAMETOOLONG
+    return "embedded null" in str(error)
 
 
 def parser_of(command: str, text: str | None) -> argparse.ArgumentParser:

@@ -102,6 +102,10 @@ def typed(value: Any, kind: Any, where: str = "") -> Any:
         raise UserError(_said(str(error), value, where)) from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be read") from None
+    except UnicodeEncodeError as error:  # msgspec writes keys as UTF-8
+        raise UserError(
+            f"{where or 'it'} has the key {told(error.object)}, half a character"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

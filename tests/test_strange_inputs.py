@@ -86,6 +86,29 @@ def test_values_of_another_type(value, kind, words):
     refused(lambda: schema.typed(value, kind, "x"), words)
 
 
+def test_keys_of_half_a_character():
+    refused(lambda: NoiseSchedule.from_config({"\ud800": 1}), "has the key", "half a character")
+
+
+def test_names_that_no_file_can_have(capsys):
+    for words in (["--output", "x" * 5000], ["--scene", "x" * 5000], ["--requests", "a\0b"],
+                  ["--save-identity", "x" * 5000], ["--fusion", "x" * 5000], ["--base", "a\0b"],
+                  ["--faces", "x" * 5000], ["--from", "x" * 5000]):  # fmt: skip
+        assert main([*words, "--prompt", "x"]) == 2
+        told_ = capsys.readouterr().err
+        assert told_.startswith("error: ")
+        assert len(told_) <= 510
+    for words in (["export", "x" * 5000, "y"], ["import", "y", "x" * 5000], ["export", "a\0", "y"],
+                  ["cache", "--data", "x" * 5000, "--output", "y"],
+                  ["evaluate", "--output", "x" * 5000]):  # fmt: skip
+        assert fusionjax_main(words) == 2
+        told_ = capsys.readouterr().err
+        assert told_.strip().splitlines()[-1].startswith("error: ")
+        assert len(told_) <= 510
+    with pytest.raises(SystemExit, match="2"):
+        fusionjax_main(["import", "x", "--", "--"])
+
+
 def test_numpys_numbers_are_numbers():
     assert type(schema.typed(np.int64(64), int | None, "height")) is int
     assert schema.typed(np.float32(2.5), schema.real(0, 3), "x") == 2.5
@@ -491,6 +514,11 @@ def test_a_damaged_step_is_told_and_the_one_before_is_taken(steps, harm):
     for path in (p for p in (steps / "1").rglob("*") if "/d/" in str(p) and p.is_file()):
         _flip(path)
     refused(lambda: newest(steps), "step 1 in", "no other step is whole")
+
+
+def test_a_step_whose_date_is_not_where_it_should_be(steps):
+    (steps / "2" / "_CHECKPOINT_METADATA").write_text('"x"')
+    refused(lambda: newest(steps), "2/_CHECKPOINT_METADATA is damaged", "delete the folder")
 
 
 @orbax_complains

@@ -25,6 +25,7 @@ from fusionjax.errors import UserError, shortened
 from fusionjax.safetensors_file import digest_of
 
 METRIC = "validation_loss"
+_METADATA = "_CHECKPOINT_METADATA"
 T = TypeVar("T")
 
 
@@ -59,15 +60,15 @@ class Checkpoints:
             ]
         )
         self._read_only = read_only
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if read_only else policy,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        _check_metadata(Path(folder))
         self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if read_only else policy,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-            item_names=("state", "ema", "position"),
+            Path(folder).absolute(), options=options, item_names=("state", "ema", "position")
         )
 
     def latest(self) -> int | None:
@@ -234,6 +235,18 @@ class Checkpoints:
                 f"a checkpoint in {str(self._manager.directory)!r} cannot be written ({reason}); "
                 f"{kept}. Once that is mended, the same command goes on from there"
             ) from error
+
+
+def _check_metadata(folder: Path) -> None:
+    """Raises UserError for a step whose date is not where it should be; Orbax reads all of them."""
+    for path in folder.glob(f"*/{_METADATA}"):
+        held: Any = {}
+        with contextlib.suppress(ValueError, OSError):  # what is no JSON it bears
+            held = json.loads(path.read_bytes())
+        if not isinstance(held, dict):
+            raise DamagedCheckpoint(
+                f"{path} is damaged (it holds no JSON object); delete the folder {path.parent}"
+            )
 
 
 def _of_the_disk(error: OSError | ValueError) -> str | None:
