@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fusionjax.errors import UserError, shortened
+from fusionjax.errors import UserError, shortened, told
 
 _UNFINISHED = ".new"
 _ABANDONED_SECONDS = 3600
@@ -100,6 +100,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     Raises:
         UserError: if it does not exist, is a folder, a pipe or a device, or may not be read.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{told(path)} is no path")
     name = shortened(os.fspath(path), 120)
     try:
         # A named pipe is waited for at its opening, without this.

@@ -70,13 +70,13 @@ class Identity:
         Raises:
             UserError: if the number of weights is wrong or one is negative or not finite.
         """
-        if isinstance(weights, float | int):
-            weights = [float(weights)] * len(self)
-        if len(weights) != len(self):
-            raise UserError(f"{len(weights)} weights are given for {len(self)} photos")
-        for weight in weights:
+        one = isinstance(weights, float | int)
+        given = schema.typed([weights] * len(self) if one else weights, list[float], "weights")
+        if len(given) != len(self):
+            raise UserError(f"{len(given)} weights are given for {len(self)} photos")
+        for weight in given:
             check_number("a photo's weight", weight, 0, LARGEST_STRENGTH)
-        return dataclasses.replace(self, weights=tuple(float(w) for w in weights))
+        return dataclasses.replace(self, weights=tuple(given))
 
     @classmethod
     def mix(
@@ -112,6 +112,7 @@ class Identity:
                     f"photos of different sizes cannot be mixed: latents {first.latents.shape[1:]} "
                     f"and {other.latents.shape[1:]}"
                 )
+        weights = schema.typed(weights, list[float], "weights")
         scaled = [
             person.weighted([own * weight for own in person.weights])
             for person, weight in zip(people, weights, strict=True)

@@ -160,7 +160,7 @@ def check_options(values: Any) -> None:
             value = typed(value, field.type, field.name)
             object.__setattr__(values, field.name, value)  # frozen from here on
             if field.metadata["path"] is None:
-                _check_texts(field.name, value)
+                check_texts(field.name, value)
         choices = field.metadata["choices"]
         if choices and value is not None and value not in choices:
             raise UserError(not_one_of(field.name, value, choices))
@@ -171,7 +171,7 @@ def check_options(values: Any) -> None:
             check_number(name, number, *limits, above=field.metadata["above"])
 
 
-def _check_texts(name: str, value: Any) -> None:
+def check_texts(name: str, value: Any) -> None:
     for text in value if isinstance(value, tuple) else (value,):
         if not isinstance(text, str):
             continue

@@ -50,6 +50,7 @@ from fusionjax.models.adapter import find_models
 from fusionjax.models.base import BaseModel
 from fusionjax.options import FusionOptions, Implementation, Settings, not_one_of, unknown_name
 from fusionjax.photos import PhotoSource, prepare_photo
+from fusionjax.schema import typed, whole
 from fusionjax.unet import FusionUNet
 
 PORTRAIT = "a portrait of a person"
@@ -141,8 +142,9 @@ class FusionPipeline:
         for name in base_options:
             if name not in (known := ("vae", "lora", "tokenizer")):
                 raise UserError(unknown_name(name, known))
-        dtype = jnp.dtype(default_dtype(devices) if dtype is None else dtype)
+        dtype = default_dtype(devices) if dtype is None else dtype
         check_dtype(dtype, devices)
+        dtype = jnp.dtype(dtype)
         check_implementation(attention, dtype, devices)
         base, adapter = find_models(base, fusion)
         model = BaseModel.from_pretrained(base, dtype=dtype, **base_options)
@@ -351,8 +353,7 @@ class FusionPipeline:
         """
         if not requests:
             raise UserError("no images are asked for")
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be ≥ 1")
+        batch_size = typed(batch_size, whole(1, 2**20) | None, "batch_size")
         for request in requests:
             self.check(request, settings)
         requesting.check_alike(requests)

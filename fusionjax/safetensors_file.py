@@ -83,6 +83,8 @@ class SafetensorsFile(TensorFile):
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"{told(path)} is no path")
         self.path = Path(path)
         self._file = _open(self.path)
         try:

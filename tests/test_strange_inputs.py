@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -694,3 +695,17 @@ def test_commands_refuse_before_anything_is_loaded(words, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_calls_from_python():
+    """In a process of its own, where types are not checked at run time."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.odd_calls"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    ends = json.loads(done.stdout.splitlines()[-1])
+    assert len(ends["bad"]) > 70
+    others = {call: end for call, end in ends["bad"].items() if not end.startswith("UserError: ")}
+    assert not others
+    assert all(10 < len(end) <= 511 for end in ends["bad"].values())
+    assert set(ends["good"].values()) == {"fine"}

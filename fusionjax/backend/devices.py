@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Sharding
 
-from fusionjax.errors import UserError
-from fusionjax.options import IMPLEMENTATIONS, Implementation, not_one_of
+from fusionjax.errors import UserError, told
+from fusionjax.options import DTYPES, IMPLEMENTATIONS, Implementation, not_one_of
 
 _VOLTA = 7.0  # compute capability from which there are tensor cores
 _AMPERE = 8.0  # compute capability from which there are bfloat16 and cuDNN's flash attention
@@ -63,7 +63,12 @@ def check_dtype(dtype: Any, devices: Sequence[Any] | None = None) -> None:
         UserError: if they cannot; it names a type that they can.
     """
     device = (jax.local_devices() if devices is None else devices)[0]
-    name, capability = jnp.dtype(dtype).name, compute_capability(device)
+    try:
+        name, capability = jnp.dtype(dtype).name, compute_capability(device)
+    except TypeError:
+        name, capability = told(dtype), None
+    if name not in DTYPES:
+        raise UserError(f"dtype is {name}; choose one of {', '.join(DTYPES)}")
     reason = None
     if name == "bfloat16" and capability is not None and capability < _AMPERE:
         reason = f"it has compute capability {capability}, and bfloat16 begins with {_AMPERE}"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
 from fusionjax.generation.generate import OnStepEnd
 from fusionjax.generation.model import Model
 from fusionjax.generation.request import Request, check_settings, fit_image, fit_mask
@@ -18,6 +18,7 @@ from fusionjax.options import (
     MOST_IMAGES,
     Description,
     Settings,
+    check_texts,
     current_name,
     unknown_name,
 )
@@ -71,7 +72,7 @@ def read_call(
     height, width = settings.size
     size = (width, height)
     if latents is not None:
-        latents = np.asarray(latents, np.float32)
+        latents = _numbers(latents, "latents")
         expected = (count, *model.grid(height, width), model.base.unet.in_channels)
         if latents.shape != expected:
             raise UserError(f"latents have shape {latents.shape}; they must be {expected}")
@@ -80,7 +81,7 @@ def read_call(
     first = Request(
         **description,
         **people,
-        masks=None if masks is None else np.asarray(masks, np.float32),
+        masks=None if masks is None else _numbers(masks, "masks"),
         image=None if image is None else fit_image(image, size) * 2 - 1,
         mask_image=None if mask_image is None else fit_mask(mask_image, size),
         control_image=None if control_image is None else fit_image(control_image, size),
@@ -100,9 +101,18 @@ def read_call(
 
 def _texts(value: Any, name: str) -> list[str]:
     """One text or several as a list."""
-    if isinstance(value, list | tuple):
-        return typed(list(value), list[str], name)
-    return [typed(value, str, name)]
+    texts = list(value) if isinstance(value, list | tuple) else [typed(value, str, name)]
+    texts = typed(texts, list[str], name)
+    check_texts(name, tuple(texts))
+    return texts
+
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    """An array of numbers."""
+    try:
+        return np.asarray(value, np.float32)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"{name} is {told(value)}; it must hold numbers") from None
 
 
 def read_keywords(options: Mapping[str, Any], side: int) -> tuple[Settings, dict[str, Any]]:
@@ -127,7 +137,10 @@ def read_keywords(options: Mapping[str, Any], side: int) -> tuple[Settings, dict
     settings, description = (
         {name: options[name] for name in names if name in options} for names in _FIELDS.values()
     )
-    return Settings(**{"height": side, "width": side, **settings}), description
+    for name in ("height", "width"):
+        if settings.get(name) is None:
+            settings[name] = side
+    return Settings(**settings), description
 
 
 def show_options(function: Callable[..., Any]) -> None:
@@ -172,6 +185,8 @@ def _seed(generator: Any) -> int:
         return int(generator.integers(LARGEST_SEED + 1))
     if isinstance(generator, jax.Array):
         key = generator
+        if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
+            return int(key)
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.wrap_key_data(key)
         return int(jax.random.bits(key))
@@ -186,6 +201,8 @@ def step_end_of(pipe: Any, callback: CallbackOnStepEnd | None) -> OnStepEnd | No
     if callback is None:
         return None
     heard = callback
+    if not callable(heard):
+        raise UserError(f"callback_on_step_end is {told(heard)}; it must be a function")
 
     def on_step_end(step: int, timestep: float, latents: jax.Array) -> Any:
         answer = heard(pipe, step, timestep, {"latents": latents})

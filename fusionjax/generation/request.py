@@ -156,7 +156,13 @@ def _check_people(request: Request, settings: Settings, model: Model, *, adapter
         name = f"identity {number}"
         person.check_fits(model.base.fingerprint, fusion.options.reference, name)
         _check_states(person, model, name)
-    strengths = np.asarray(request.face_strength, np.float64)
+    try:
+        strengths = np.asarray(request.face_strength, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(
+            f"face_strength is {told(request.face_strength)}; it must be a number, or one for each "
+            "identity"
+        ) from None
     masking.check_strength(strengths, "face_strength")
     if strengths.ndim and strengths.shape != (len(request.identities),):
         raise UserError(

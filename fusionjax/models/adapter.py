@@ -112,6 +112,9 @@ def find_models(
     Raises:
         UserError: if there is no such adapter, or it does not say what its base is.
     """
+    for name, source in (("base", base), ("fusion", fusion)):
+        if not isinstance(source, str | os.PathLike | None):
+            raise UserError(f"{name} is {told(source)}; it must be a path or a name")
     if base is None and fusion is None:
         base = MINI_BASE
     if base is not None:
