@@ -1,6 +1,6 @@
 """The paper's run: kf and vf for Stable Diffusion 1.5 on two V100s of 32 GB.
 
-    python -m fusionjax.data.face_pairs PICTURES data/face_pairs --size 512
+    python -m fusionjax prepare PICTURES data/face_pairs --size 512
     python -m train configs/sd15_v100.py --base PATH_OF_SD15
 
 A V100 has no bfloat16: float16 with dynamic loss scaling. 24,780,800 parameters are trained. A step

@@ -22,6 +22,7 @@ from fusionjax.command import run_command
 _ELSEWHERE = {
     "cache": "fusionjax.data.cache_command",
     "evaluate": "fusionjax.evaluation.__main__",
+    "prepare": "fusionjax.data.prepare_command",
     "sample": "sample.__main__",
     "train": "train.main",
 }

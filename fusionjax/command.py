@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from fusionjax.errors import UserError
+from fusionjax.files import full_disk_told
 
 
 def run_command(body: Callable[[], int | None]) -> int:
@@ -16,11 +17,12 @@ def run_command(body: Callable[[], int | None]) -> int:
         body: the command; its status, or None for 0.
 
     Returns:
-        The exit status: the body's, 2 after a `UserError` or a name that no file can have, 130
-        after Ctrl-C.
+        The exit status: the body's, 2 after a `UserError`, a full disk or a name that no file can
+        have, 130 after Ctrl-C.
     """
     try:
-        return body() or 0
+        with full_disk_told():
+            return body() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,19 +55,22 @@ def parser_of(command: str, text: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, delay: float = 0.0) -> Iterator[Callable[..., None]]:
-    """A bar on standard error that counts pictures.
+def progress_bar(
+    title: str, delay: float = 0.0, unit: str = " pictures"
+) -> Iterator[Callable[..., None]]:
+    """A bar on standard error.
 
     Args:
         title: what is done.
         delay: seconds before it is shown.
+        unit: what is counted.
 
     Yields:
         A function of how much is done, of how much, and a new title if there is one.
     """
     from tqdm import tqdm  # here: most commands end before they show a bar
 
-    with tqdm(desc=title, unit=" pictures", delay=delay) as bar:
+    with tqdm(desc=title, unit=unit, delay=delay) as bar:
 
         def progress(done: int, total: int, title: str | None = None) -> None:
             if title is not None:

@@ -213,16 +213,23 @@ def full_disk_told() -> Iterator[None]:
     """Says it in a line if something could not be written for want of room or permission.
 
     Raises:
-        UserError: in place of such an OSError.
+        UserError: in place of such an OSError, and of what a library makes of one.
     """
     try:
         yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, UserError) or os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"writing failed ({shortened(reason, 200)}); make room, and give the same command again"
+        ) from None
     except OSError as error:
         where = f"{error.filename!r} cannot be written" if error.filename else "writing failed"
         if error.errno in _FULL:
-            remedy = "make room, and the same command goes on from the newest checkpoint"
+            remedy = "make room, and give the same command again: it goes on where it was"
         elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and error.filename:
-            remedy = "mend its permissions or name another --output"
+            remedy = "mend its permissions or name another output"
         else:
             raise
         raise UserError(f"{where} ({error.strerror}); {remedy}") from None

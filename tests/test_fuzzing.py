@@ -19,6 +19,7 @@ import time
 import traceback
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -38,7 +39,7 @@ from fusionjax.interop.flax_file import FlaxFile
 from fusionjax.interop.sources import open_base
 from fusionjax.interop.tokenizer import load_tokenizer
 from fusionjax.models import controlnet
-from fusionjax.models.checkpoint import Checkpoints
+from fusionjax.models.checkpoint import Checkpoints, DamagedCheckpoint
 from fusionjax.options import FusionOptions
 from fusionjax.photos import prepare_photo, read_photo
 from fusionjax.safetensors_file import SafetensorsFile
@@ -586,6 +587,67 @@ def test_checkpoints(here):
                 np.testing.assert_array_equal(state.more, np.full((300, 300), -step))
 
     fuzz(300, run)
+
+
+# --- flipped bits ---------------------------------------------------------------------------------
+
+
+def _flipped(rng, content):
+    changed = bytearray(content)
+    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "person"])
+def test_no_flipped_bit_is_read_silently(here, kind):
+    """Wherever in a file of 0.2 MB."""
+    path, rng = here / f"{kind}.safetensors", np.random.default_rng(0)
+    if kind == "adapter":
+        pair = {n: rng.standard_normal((160, 64)).astype(np.float32) for n in ("kf", "vf")}
+        save_adapter(path, {f"{n}.attn2": pair for n in "ab"}, FusionOptions(), base="x")
+    else:
+        states = {"a": rng.standard_normal((1, 512, 64)).astype(np.float32)}
+        latents = rng.standard_normal((1, 32, 32, 4)).astype(np.float32)
+        pictures = rng.integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+        Identity(states, latents, pictures, (1.0,), "f").save(path)
+    whole, read = path.read_bytes(), load_adapter_file if kind == "adapter" else Identity.load
+    read(path)
+
+    def run(rng):
+        path.write_bytes(_flipped(rng, whole))
+        with pytest.raises(UserError, match=path.name):
+            read(path)
+
+    fuzz(4000, run)
+
+
+def test_no_flipped_bit_of_a_step_is_read_silently(here):
+    """Some of a step's bytes are nobody's: then it is read as it was."""
+    checkpoints = Checkpoints(here / "flipped")
+    checkpoints.save(2, state_of(2), {"next": 2})
+    checkpoints.close()
+    files = sorted(path for path in (here / "flipped").rglob("*") if path.stat().st_size)
+    files = [path for path in files if path.is_file()]
+    seen = []
+
+    def run(rng):
+        path = rng.choice(files)
+        whole = path.read_bytes()
+        path.write_bytes(_flipped(rng, whole))
+        try:
+            checkpoints = Checkpoints(here / "flipped", read_only=True)
+            state, _ = checkpoints.restore(2, state_of(0))
+            checkpoints.close()
+            for name in ("ema", "more"):
+                expected, found = getattr(state_of(2), name), getattr(state, name)
+                jax.tree.map(np.testing.assert_array_equal, expected, found)
+        except DamagedCheckpoint:
+            seen.append(path)
+        finally:
+            path.write_bytes(whole)
+
+    fuzz(2000, run)
+    assert len(seen) > 200
 
 
 # --- command lines --------------------------------------------------------------------------------

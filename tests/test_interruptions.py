@@ -21,7 +21,7 @@ from tests.test_train_processes import ROOT, environment, lines, losses, start, 
 from tests.test_train_processes import shelf as shelf  # a fixture
 
 pytestmark = pytest.mark.slow
-KILLS = {"train": 15, "face_pairs": 3, "cache": 3, "requests": 3, "export": 3, "import": 3}
+KILLS = {"train": 15, "prepare": 3, "cache": 3, "requests": 3, "export": 3, "import": 3}
 FULL = 4  # disks of random size for each
 
 
@@ -54,13 +54,13 @@ def commands(shelf, whole):
     python, base = [sys.executable, "-m"], str(shelf / "base")
     adapter = shelf / "adapter.safetensors"
     subprocess.run([*python, "fusionjax", "export", str(whole), str(adapter)], cwd=ROOT, check=True)
-    pairs = [*python, "fusionjax.data.face_pairs", str(shelf / "people")]
+    prepare = [*python, "fusionjax", "prepare", str(shelf / "people")]
     cache = [*python, "fusionjax", "cache", "--base", base, "--data", str(shelf / "faces")]
     cache += ["--splits", "train", "--batch-size", "2", "--output"]
     sample = [*python, "sample", "--base", base, "--fusion", str(adapter), "--no-face"]
     sample += ["--requests", str(shelf / "rows.jsonl"), "--height", "64", "--width", "64"]
     return {
-        "face_pairs": (pairs, ["--size", "64"]),
+        "prepare": (prepare, ["--size", "64", "--processes", "1", "--keep-duplicates"]),
         "cache": (cache, []),
         "requests": ([*sample, "--batch-size", "1", "--output"], []),
         "export": ([*python, "fusionjax", "export", str(whole)], []),
@@ -70,16 +70,14 @@ def commands(shelf, whole):
 
 def begin(shelf, command, output):
     before, after = command
-    log = (shelf / "log").open("w+")
     words = [*before, str(output), *after]
-    return subprocess.Popen(words, cwd=ROOT, env=environment(shelf), stderr=log, stdout=log), log
+    with (shelf / "log").open("w") as log:
+        return subprocess.Popen(words, cwd=ROOT, env=environment(shelf), stderr=log, stdout=log)
 
 
 def to_the_end(shelf, command, output):
-    process, log = begin(shelf, command, output)
-    status = process.wait(600)
-    log.seek(0)
-    return status, log.read()
+    status = begin(shelf, command, output).wait(600)
+    return status, (shelf / "log").read_text().replace("\r", "\n")
 
 
 def content(name, output, shelf):
@@ -103,9 +101,9 @@ def expected(shelf, commands):
     """The content of every output, and the seconds that it took."""
     found = {}
     for name, command in commands.items():
-        output = shelf / "expected" / name
+        output = shelf / "expected" / (name + ending(name))
         output.parent.mkdir(exist_ok=True)
-        to_the_end(shelf, command, shelf / "warm" / name)  # programs are compiled
+        to_the_end(shelf, command, shelf / "warm" / output.name)  # programs are compiled
         began = time.monotonic()
         status, said = to_the_end(shelf, command, output)
         assert status == 0, said
@@ -117,8 +115,8 @@ def expected(shelf, commands):
 def test_killed_commands(shelf, commands, expected, rng, name):
     right, seconds = expected[name]
     for number in range(KILLS[name]):
-        output = shelf / "killed" / f"{name}{number}"
-        process, _ = begin(shelf, commands[name], output)
+        output = shelf / "killed" / f"{name}{number}{ending(name)}"
+        process = begin(shelf, commands[name], output)
         time.sleep(rng.uniform(0.3, 1) * seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -169,6 +167,10 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+def ending(name):
+    return ".safetensors" if name == "export" else ""
+
+
 def size_of(output):
     files = [output] if output.is_file() else output.rglob("*")
     return sum(path.stat().st_size for path in files if path.is_file())
@@ -177,9 +179,9 @@ def size_of(output):
 @pytest.mark.parametrize("name", [name for name in KILLS if name != "train"])
 def test_full_disks(shelf, commands, expected, rng, disk, name):
     place, resize = disk
-    right, size = expected[name][0], size_of(shelf / "expected" / name)
+    right, size = expected[name][0], size_of(shelf / "expected" / (name + ending(name)))
     for number in range(FULL):
-        output = place / f"{name}{number}"
+        output = place / f"{name}{number}{ending(name)}"
         used = sum(path.stat().st_blocks * 512 for path in place.rglob("*"))
         resize(used + rng.randrange(20_000, max(size, 30_000)))
         status, said = to_the_end(shelf, commands[name], output)
@@ -201,10 +203,21 @@ def test_a_run_on_a_full_disk(shelf, whole, rng, disk):
     resize(rng.randrange(2_000_000, 5_000_000))
     output = ["--output", str(place / "run")]
     status = start(shelf, "unused", *output, steps=200, keep=10, log="full.log").wait(600)
-    said = (shelf / "full.log").read_text()
-    assert status == 2, said
-    assert "Traceback" not in said, said[-2000:]
+    said = (shelf / "full.log").read_text()[-3000:]
+    assert status == 2, f"{status} {said}"
+    assert "Traceback" not in said, said
     assert "No space left on device" in said
     resize(200_000_000)
     assert start(shelf, "unused", *output, steps=200, keep=10, log="full.log").wait(600) == 0
     assert losses(place / "run") == losses(whole)
+
+
+def test_two_at_once_take_names_of_their_own(tmp_path):
+    words = [sys.executable, "-m", "sample", "--steps", "2", "--output", str(tmp_path / "out")]
+    both = [
+        subprocess.Popen([*words, "--seed", seed], cwd=ROOT, env=environment(tmp_path))
+        for seed in ("1", "1")
+    ]
+    assert [process.wait(300) for process in both] == [0, 0]
+    names = sorted(path.name for path in (tmp_path / "out").glob("*_seed1.png"))
+    assert names == ["0001_seed1.png", "0002_seed1.png"]

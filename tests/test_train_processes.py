@@ -204,3 +204,17 @@ def test_sigterm_to_one_process_saves_and_ends_both(shelf):
             process.kill()
             process.wait()
     assert load_adapter(shelf / "term").params
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_step_to_go_on_from(shelf):
+    """The newest step is damaged: both take the one before, and end as if nothing had been."""
+    assert [process.wait(300) for process in start_two(shelf, "hurt", steps=9, keep=3)] == [0, 0]
+    expected = load_adapter(shelf / "hurt").params
+    newest = shelf / "hurt" / "checkpoints" / "9"
+    for path in (p for p in newest.rglob("*") if "/d/" in str(p) and p.is_file()):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+    assert [process.wait(300) for process in start_two(shelf, "hurt", steps=9, keep=3)] == [0, 0]
+    jax.tree.map(np.testing.assert_array_equal, expected, load_adapter(shelf / "hurt").params)

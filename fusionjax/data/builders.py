@@ -78,6 +78,39 @@ class FacePairs(_Builder):
             yield f"{number:08d}", {**example, **files}
 
 
+def prepared_features() -> tfds.features.FeaturesDict:
+    """The fields of `prepare`'s records; their references are beside them, see there."""
+    picture = tfds.features.Image(encoding_format="jpeg")
+    return tfds.features.FeaturesDict(
+        {
+            "image": picture,
+            "faces": tfds.features.Sequence(picture),
+            "caption": tfds.features.Text(),
+            "identity": tfds.features.Text(),
+            "face_boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
+        }
+    )
+
+
+class Prepared(_Builder):
+    """Describes what `prepare` writes, shard by shard, by itself."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "prepared"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(features=prepared_features())
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        raise NotImplementedError("`prepare` writes the shards")
+
+    def _generate_examples(self) -> Any:
+        raise NotImplementedError("`prepare` writes the shards")
+
+
 _PEOPLE_PER_TASK = 8
 
 

@@ -8,14 +8,14 @@ text file of the same name with its caption:
     PICTURES/ada/garden.jpg     PICTURES/ada/garden.txt
     PICTURES/ada/office.png     PICTURES/ada/office.txt
 
+`fusionjax prepare` takes these and much else, in less room and with all cores.
+
 A picture becomes a square with the face inside; the references are the faces of the person's
 other pictures. Of somebody with one picture there are none, and the face is cut from the target
 when latents are cached. What cannot be used is skipped, counted and listed in `skipped.tsv`.
 """
 
 import collections
-import hashlib
-import io
 import os
 import shutil
 import sys
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fusionjax import photos
 from fusionjax.command import parser_of, progress_bar, run_command
+from fusionjax.data.prepare import share_of
+from fusionjax.data.prepared import jpeg
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole
 
@@ -97,14 +98,14 @@ def build(
             f"share of {most_skipped} that may be skipped; they are listed in {str(listed)!r}"
         )
     splits: dict[str, list[Example]] = {"train": [], "validation": []}
-    by_share = sorted(by_person, key=_share)
+    by_share = sorted(by_person, key=share_of)
     if len(by_share) < 2:
         raise UserError(
             f"{str(root)!r} holds usable pictures of {len(by_share)} person; at least two are "
             "needed, one of them for validation"
         )
     # At least one person on either side, whatever the share.
-    held_out = sum(_share(person) < validation_share for person in by_share)
+    held_out = sum(share_of(person) < validation_share for person in by_share)
     held_out = min(max(held_out, 1), len(by_share) - 1)
     for name, persons in (
         ("validation", by_share[:held_out]),
@@ -158,15 +159,8 @@ def _read(path: Path, size: int) -> _Found:
         raise _Unusable("face of no size")
     face = image.crop(photos.face_square(faces[0], *image.size))
     return _Found(
-        _jpeg(image.crop((x, y, x + side, y + side)), size), _jpeg(face, size), box, caption
+        jpeg(image.crop((x, y, x + side, y + side)), size), jpeg(face, size), box, caption
     )
-
-
-def _jpeg(image: Image.Image, size: int) -> bytes:
-    buffer = io.BytesIO()
-    resized = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
-    resized.save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 def _examples(person: str, found: list[_Found], max_references: int) -> list[Example]:
@@ -180,11 +174,6 @@ def _examples(person: str, found: list[_Found], max_references: int) -> list[Exa
         }
         for one in found
     ]
-
-
-def _share(person: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.blake2b(person.encode(), digest_size=4).digest()) / 2**32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

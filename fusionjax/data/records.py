@@ -1,12 +1,17 @@
 """The examples of a TFDS dataset, read from its folder with their pictures still encoded."""
 
+import bisect
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusionjax.errors import UserError
 
 Example = dict[str, Any]
+_LINKS = "references-{}.npz"  # beside a split whose records do not hold their references
 
 
 def dataset_info(folder: str | Path) -> Path:
@@ -58,4 +63,46 @@ def open_records(folder: str | Path, split: str) -> Any:
         for key, feature in builder.info.features.items()
         if isinstance(getattr(feature, "feature", feature), tfds.features.Image)
     }
-    return builder.as_data_source(split, decoders=encoded or None)
+    source = functools.partial(builder.as_data_source, decoders=encoded or None)
+    if not any((Path(folder) / _LINKS.format(name)).is_file() for name in known):
+        return source(split)
+    spans = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+    return _Linked([_Span(source(s.splitname), Path(folder), s) for s in spans])
+
+
+class _Span:
+    """A slice of a split whose records' references are others of its records."""
+
+    def __init__(self, source: Any, folder: Path, span: Any) -> None:
+        self._source, name = source, span.splitname
+        with np.load(folder / _LINKS.format(name)) as links:
+            self._starts, self._numbers = links["starts"], links["numbers"]
+        numbers = range(len(source))[span.from_ : span.to]
+        self.start, self.stop = numbers.start, numbers.stop
+
+    def read(self, number: int) -> Example:
+        example = dict(self._source[number])
+        linked = self._numbers[self._starts[number] : self._starts[number + 1]]
+        example.pop("faces")
+        example["references"] = [self._source[int(other)]["faces"][0] for other in linked]
+        example["owners"] = [0] * len(linked)
+        return example
+
+
+class _Linked:
+    """Slices one after the other, each example with its references."""
+
+    def __init__(self, spans: list[_Span]) -> None:
+        self._spans = spans
+        self._ends = np.cumsum([span.stop - span.start for span in spans]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= (index := index.__index__()) < len(self):
+            raise IndexError(index)
+        place = bisect.bisect_right(self._ends, index)
+        before = self._ends[place - 1] if place else 0
+        span = self._spans[place]
+        return span.read(span.start + index - before)

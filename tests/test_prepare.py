@@ -1,0 +1,383 @@
+"""Pictures from folders, shards and tables become one dataset: the same from each of them."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageOps
+from skimage import data
+
+from fusionjax import photos
+from fusionjax.__main__ import main
+from fusionjax.data import prepare, sources
+from fusionjax.data.cache import text
+from fusionjax.data.prepared import Dropped, Wishes, prepare_picture
+from fusionjax.data.records import open_records
+from fusionjax.data.sources import Picture, Unread, parts_of, read_part
+from fusionjax.errors import UserError
+from fusionjax.interop.adapter_file import load_adapter_file
+from fusionjax.pixels import decode_image
+from tests.tiny import tiny_base
+
+SMALL = Wishes(size=64, smallest_picture=128, smallest_face=32)
+ROOT = Path(__file__).parent.parent
+
+
+def looks():
+    """Nine pictures of one face that do not look alike, as JPEG."""
+    astronaut = Image.fromarray(data.astronaut())
+    for number in range(9):
+        x, y = 60 + 15 * (number % 3), 20 * (number // 3)
+        window = astronaut.crop((x, y, x + 260 + 20 * (number % 2), y + 260)).resize((260, 260))
+        picture = ImageOps.mirror(window) if number % 2 else window
+        file = io.BytesIO()
+        picture.rotate(3 * (number - 4), fillcolor=(20 * number,) * 3).save(file, "JPEG")
+        yield file.getvalue()
+
+
+PICTURES = list(looks())
+PEOPLE = [f"p{number % 3}" for number in range(9)]
+WORDS = [f"picture {number} of {person}" for number, person in enumerate(PEOPLE)]
+
+
+def as_folders(root):
+    for number, (picture, person, words) in enumerate(zip(PICTURES, PEOPLE, WORDS, strict=True)):
+        (root / person).mkdir(parents=True, exist_ok=True)
+        (root / person / f"{number}.jpg").write_bytes(picture)
+        (root / person / f"{number}.txt").write_text(words)
+    return [root]
+
+
+def as_shards(root):
+    root.mkdir()
+    for shard in range(2):
+        with tarfile.open(root / f"{shard:05d}.tar", "w") as file:
+            for number in range(shard, 9, 2):
+                about = {"caption": WORDS[number], "person": PEOPLE[number], "status": "success"}
+                for ending, content in (("jpg", PICTURES[number]),
+                                        ("json", json.dumps(about).encode())):  # fmt: skip
+                    info = tarfile.TarInfo(f"{number:09d}.{ending}")
+                    info.size = len(content)
+                    file.addfile(info, io.BytesIO(content))
+    return sorted(root.iterdir())
+
+
+def as_parquet(root):
+    root.mkdir()
+    table = pa.table({"jpg": PICTURES, "caption": WORDS, "who": PEOPLE})
+    pq.write_table(table, root / "a.parquet")
+    return [root]
+
+
+def as_arrow(root):
+    """As `datasets` saves it."""
+    root.mkdir()
+    images = [{"bytes": picture, "path": None} for picture in PICTURES]
+    table = pa.table({"image": images, "text": WORDS, "person": PEOPLE})
+    with pa.ipc.new_stream(root / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    return [root]
+
+
+def as_table(root, write):
+    as_folders(root / "files")
+    rows = [
+        {"file_name": f"files/{person}/{number}.jpg", "text": words, "person": person}
+        for number, (person, words) in enumerate(zip(PEOPLE, WORDS, strict=True))
+    ]
+    return [write(root, rows)]
+
+
+def as_jsonl(root, rows):
+    path = root / "metadata.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path.parent
+
+
+def as_csv(root, rows):
+    path = root / "metadata.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path.parent
+
+
+def as_ip_adapter(root, rows):
+    path = root / "data.json"
+    rows = [{"image_file": row["file_name"], **row} for row in rows]
+    path.write_text(json.dumps([{k: v for k, v in r.items() if k != "file_name"} for r in rows]))
+    return path
+
+
+def content(folder):
+    """Everything that can be trained on, whatever the order in which it was found."""
+    found = []
+    for split in ("train", "validation"):
+        records = open_records(folder, split)
+        for number in range(len(records)):
+            example = records[number]
+            references = sorted(bytes(photo) for photo in example["references"])
+            who, words = text(example["identity"]), text(example["caption"])
+            found.append((split, who, words, bytes(example["image"]), references,
+                          example["face_boxes"].tolist(), example["owners"]))  # fmt: skip
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepare")
+    dropped = prepare.prepare(as_folders(folder / "in"), folder / "out", SMALL, processes=1)
+    assert not dropped
+    return folder / "out"
+
+
+def test_a_folder_for_each_person(expected):
+    found = content(expected)
+    assert len(found) == 9
+    assert {split for split, *_ in found} == {"train", "validation"}
+    assert {who for split, who, *_ in found if split == "train"}.isdisjoint(
+        who for split, who, *_ in found if split == "validation"
+    )
+    faces = {who: set() for who in PEOPLE}
+    for _, who, words, image, references, boxes, owners in found:
+        assert words in WORDS
+        assert who in words
+        assert decode_image(image).shape == (64, 64, 3)
+        assert len(references) == 2
+        assert owners == [0, 0]
+        assert len(boxes) == 1
+        faces[who] |= set(references)
+    assert all(len(photos_) == 3 for photos_ in faces.values())  # each is stored once
+    assert len(set().union(*faces.values())) == 9
+    # Slices and sums count as in any dataset.
+    train, both = open_records(expected, "train"), open_records(expected, "validation+train[1:]")
+    assert len(both) == 8
+    assert bytes(both[3]["image"]) == bytes(train[1]["image"])
+    assert len(both[7]["references"]) == 2
+    with pytest.raises(IndexError):
+        both[8]
+    with pytest.raises(UserError, match="split 'test' is not in"):
+        open_records(expected, "test")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        as_shards,
+        as_arrow,
+        lambda root: as_table(root, as_jsonl),
+        lambda root: as_table(root, as_csv),
+        lambda root: as_table(root, as_ip_adapter),
+    ],
+)
+def test_other_sources_give_the_same_records(expected, tmp_path, write):
+    found = write(tmp_path / "in")
+    assert not prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
+    assert content(tmp_path / "out") == content(expected)
+
+
+def test_a_column_says_whose_a_picture_is(expected, tmp_path):
+    found = as_parquet(tmp_path / "in")
+    prepare.prepare(found, tmp_path / "out", SMALL, column="who", processes=1)
+    assert content(tmp_path / "out") == content(expected)
+
+
+def test_what_img2dataset_writes_unpacked_are_no_people(tmp_path):
+    """Folders named 00000 and 00001 hold strangers: each picture is its own person."""
+    for number, (picture, words) in enumerate(zip(PICTURES, WORDS, strict=True)):
+        folder = tmp_path / "in" / f"{number % 2:05d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(picture)
+        (folder / f"{number}.json").write_text(json.dumps({"caption": words}))
+    prepare.prepare([tmp_path / "in"], tmp_path / "out", SMALL, processes=1)
+    found = content(tmp_path / "out")
+    assert len({who for _, who, *_ in found}) == 9
+    assert all(not references for *_, references, _, _ in found)
+
+
+def test_each_face_may_be_a_person_of_its_own(tmp_path):
+    wishes = Wishes(size=64, smallest_picture=128, smallest_face=32, own_person=True)
+    prepare.prepare(as_folders(tmp_path / "in"), tmp_path / "out", wishes, processes=1)
+    assert all(not references for *_, references, _, _ in content(tmp_path / "out"))
+
+
+def test_a_stopped_run_goes_on(expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PART", 2)
+    found = as_folders(tmp_path / "in")
+    seen, cut = [], prepare.prepare_picture
+
+    def stop_at_the_sixth(picture, wishes):
+        seen.append(picture.name)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return cut(picture, wishes)
+
+    monkeypatch.setattr(prepare, "prepare_picture", stop_at_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="done with other options"):
+        prepare.prepare(found, tmp_path / "out", Wishes(size=96), processes=1)
+    prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
+    assert len(seen) == 6 + 5  # the four of two parts are not done again
+    assert content(tmp_path / "out") == content(expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_what_looks_like_an_earlier_picture_is_dropped(tmp_path):
+    found = as_folders(tmp_path / "in")
+    again = Image.open(io.BytesIO(PICTURES[0])).resize((200, 200))
+    again.save(tmp_path / "in" / "p0" / "again.png")
+    (tmp_path / "in" / "p0" / "again.txt").write_text("smaller")
+    dropped = prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
+    assert dropped == {"looks like an earlier picture": 1}
+    kept = prepare.prepare(found, tmp_path / "all", SMALL, processes=1, keep_duplicates=True)
+    assert not kept
+    assert len(content(tmp_path / "all")) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"caption": " \n "}, "no caption"),
+        ({"caption": "x" * 10_000}, "a caption of more than 2,000 characters"),
+        ({"content": b"GIF89a"}, "the photo is not a picture that can be read here"),
+        ({"content": PICTURES[0][:3000]}, "the photo is damaged or cut off"),
+    ],
+)
+def test_pictures_that_are_dropped(change, words):
+    picture = Picture("a", PICTURES[0], "words")
+    with pytest.raises(Dropped, match=words):
+        prepare_picture(Picture(**{**vars(picture), **change}), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"smallest_picture": 300}, "smaller than 300 pixels"),
+        ({"smallest_face": 200}, "no face of 200 pixels or more was found"),
+        ({"shortest_caption": 9}, "a caption that is too short"),
+        ({"least_sharpness": 1e6}, "a blurred face"),
+    ],
+)
+def test_wishes(wishes, words):
+    with pytest.raises(Dropped, match=words):
+        prepare_picture(Picture("a", PICTURES[0], "words"), Wishes(**wishes))
+
+
+def test_several_faces(monkeypatch):
+    """Each a person of its own, or dropped where one person is meant."""
+    boxes = [(40, 60, 60, 60), (160, 60, 55, 55), (100, 200, 20, 20)]
+    monkeypatch.setattr(photos, "find_faces", lambda image: boxes)
+    picture = Picture("a", PICTURES[0], "two people", "p0")
+    with pytest.raises(Dropped, match="several faces, and which of them is the person's"):
+        prepare_picture(picture, SMALL)
+    both = prepare_picture(picture, Wishes(size=64, smallest_face=32, own_person=True))
+    assert both.boxes.shape == (2, 4)
+    assert both.face is None
+    np.testing.assert_allclose(both.boxes[0], np.array([60, 40, 120, 100]) / 260, atol=1e-6)
+    with pytest.raises(Dropped, match="more than 1 faces"):
+        prepare_picture(picture, Wishes(smallest_face=32, most_faces=1))
+    monkeypatch.setattr(photos, "find_faces", lambda image: [boxes[0], boxes[2]])
+    assert len(prepare_picture(picture, Wishes(smallest_face=8)).boxes) == 1
+
+
+# --- sources that are broken ----------------------------------------------------------------------
+
+
+def read(*found):
+    return [picture for part in parts_of(found) for picture in read_part(part)]
+
+
+def test_broken_shards(tmp_path):
+    shard = as_shards(tmp_path / "in")[0]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: whole.index(PICTURES[4]) + 600])
+    *good, last = read(shard)
+    assert isinstance(last, Unread)
+    assert "cut off or damaged" in last.reason
+    assert len([picture for picture in good if isinstance(picture, Picture)]) >= 1
+    with tarfile.open(shard, "w") as file:
+        for name, content_ in (("a.json", b'{"status": "failed_to_download"}'), ("b.txt", b"x"),
+                               ("c.jpg", PICTURES[0]), ("c.txt", b"caf\xe9"), ("d.jpg", b"x"),
+                               ("d.json", b"[")):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(content_)
+            file.addfile(info, io.BytesIO(content_))
+    assert [each.reason for each in read(shard)] == [
+        "a link that was dead", "no picture in the sample", "a caption that is not UTF-8",
+        "a .json that is none"]  # fmt: skip
+
+
+def test_broken_tables(tmp_path):
+    path = tmp_path / "metadata.jsonl"
+    path.write_text('{"file_name": "x.jpg"}\n[]\n{"text": "x"}\n{\n')
+    assert [each.reason for each in read(tmp_path)] == [
+        "a row whose file does not exist", "a row that is no object",
+        "a row without file_name or image_file", "a row that is no JSON"]  # fmt: skip
+    pq.write_table(pa.table({"URL": ["http://x"], "TEXT": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"holds links .URL. and no pictures; .* img2dataset"):
+        read(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"pixels": [b""]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"has the columns .'pixels'., and none of file_name"):
+        read(tmp_path / "b.parquet")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"c\.parquet cannot be read"):
+        read(tmp_path / "c.parquet")
+    (tmp_path / "d.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no list"):
+        read(tmp_path / "d.json")
+
+
+def test_no_pictures_at_all(tmp_path, capsys):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("x")
+    for source, words in (("nowhere", "does not exist"), ("notes", "holds no pictures; it may be")):
+        assert main(["prepare", str(tmp_path / source), str(tmp_path / "out")]) == 2
+        assert words in capsys.readouterr().err
+    (tmp_path / "walls" / "w").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (300, 300)).save(tmp_path / "walls" / "w" / f"{number}.png")
+        (tmp_path / "walls" / "w" / f"{number}.txt").write_text("a wall")
+    words = ["prepare", str(tmp_path / "walls"), str(tmp_path / "out"), "--processes", "1"]
+    assert main(words) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "4 of 4 pictures cannot be used (4 × no face of 64 pixels or more was found)" in told
+    assert (tmp_path / "out.skipped.tsv").read_text().count("no face") == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_shards_to_an_adapter(tmp_path):
+    """As a user types it: prepare, train, export; each a process of its own."""
+    as_shards(tmp_path / "shards")
+    tiny_base().save_pretrained(tmp_path / "base", dtype=np.float32)
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+        "PYTHONPATH": str(ROOT),
+    }
+    small = "--size 64 --smallest-picture 128 --smallest-face 32"
+    run = "--data.folder data/faces --data.train-split train --data.build-people 0 --steps 2"
+    validation = "--validation.every-steps 2 --validation.examples 2 --validation.grid-rows 1"
+    for command in (
+        f"fusionjax prepare shards data/faces --processes 1 {small}",
+        f"train mini --base base --batch-size 2 {run} {validation} --output run",
+        "fusionjax export run adapter.safetensors",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert len(load_adapter_file(tmp_path / "adapter.safetensors").params) == 4
