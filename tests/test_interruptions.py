@@ -60,7 +60,10 @@ def commands(shelf, whole):
     sample = [*python, "sample", "--base", base, "--fusion", str(adapter), "--no-face"]
     sample += ["--requests", str(shelf / "rows.jsonl"), "--height", "64", "--width", "64"]
     return {
-        "prepare": (prepare, ["--size", "64", "--processes", "1", "--keep-duplicates"]),
+        "prepare": (
+            prepare,
+            ["--size", "64", "--smallest-face", "32", "--processes", "1", "--keep-duplicates"],
+        ),
         "cache": (cache, []),
         "requests": ([*sample, "--batch-size", "1", "--output"], []),
         "export": ([*python, "fusionjax", "export", str(whole)], []),
@@ -200,7 +203,7 @@ def test_full_disks(shelf, commands, expected, rng, disk, name):
 def test_a_run_on_a_full_disk(shelf, whole, rng, disk):
     """It says so, and goes on once there is room."""
     place, resize = disk
-    resize(rng.randrange(2_000_000, 5_000_000))
+    resize(rng.randrange(100_000, size_of(whole) // 2))
     output = ["--output", str(place / "run")]
     status = start(shelf, "unused", *output, steps=200, keep=10, log="full.log").wait(600)
     said = (shelf / "full.log").read_text()[-3000:]

@@ -19,7 +19,7 @@ from skimage import data
 from fusionjax import photos
 from fusionjax.__main__ import main
 from fusionjax.data import prepare, sources
-from fusionjax.data.cache import text
+from fusionjax.data.cache import CachedLatents, text
 from fusionjax.data.prepared import Dropped, Wishes, prepare_picture
 from fusionjax.data.records import open_records
 from fusionjax.data.sources import Picture, Unread, parts_of, read_part
@@ -381,3 +381,16 @@ def test_from_shards_to_an_adapter(tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert len(load_adapter_file(tmp_path / "adapter.safetensors").params) == 4
+
+
+def test_pictures_of_another_size_than_the_bases(expected, tmp_path, capsys):
+    tiny_base().save_pretrained(tmp_path / "base", dtype=np.float32)
+    prepare.prepare(as_folders(tmp_path / "in"), tmp_path / "32", Wishes(size=32), processes=1)
+    words = ["cache", "--base", str(tmp_path / "base"), "--output", str(tmp_path / "cache")]
+    assert main([*words, "--data", str(tmp_path / "32")]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "pictures have 32×32 pixels, the base's own 64×64; prepare them anew" in told
+    assert not any((tmp_path / "cache").iterdir())
+    assert main([*words, "--data", str(expected), "--splits", "train"]) == 0
+    cached = CachedLatents(tmp_path / "cache" / "train")
+    assert len(cached[0]["references"]) == 2

@@ -77,6 +77,7 @@ def cached_latents(
                 with_references=with_references,
                 most_skipped=most_skipped,
                 most_people=most_people,
+                side=base.picture_side if with_references else None,
                 progress=progress,
             )
 

@@ -51,6 +51,7 @@ def write_cache(
     seed: int = 0,
     most_skipped: float = 0.05,
     most_people: int | None = None,
+    side: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> collections.Counter[str]:
     """Encodes every distinct picture of a dataset.
@@ -76,14 +77,15 @@ def write_cache(
         seed: of the augmentation.
         most_skipped: the largest share of examples that may be skipped.
         most_people: the most people that a picture may show; None is any number.
+        side: of the base's own pictures, in pixels; None is any.
         progress: called with the examples done and their number.
 
     Returns:
         How many examples were skipped, by reason.
 
     Raises:
-        UserError: if the folder is in use, pictures differ in size, show too many people, or too
-            much was skipped.
+        UserError: if the folder is in use, pictures are not of the base's size or differ in size,
+            show too many people, or too much was skipped.
     """
     folder = Path(folder)
     import grain  # here: only making a cache needs it
@@ -92,6 +94,8 @@ def write_cache(
         raise UserError(f"{str(folder)!r} already exists; remove it or name another folder")
     if not len(source):
         raise UserError("the dataset holds no examples; there is nothing to cache")
+    if side is not None:
+        _check_side(source[0]["image"], side)
     encoder = _Encoder(encode, batch_size)
     captions, targets, references, starts = [], [], [], [0]
     owners, boxes, box_starts = [], [], [0]
@@ -205,6 +209,18 @@ def _write_text_states(
             states = np.lib.format.open_memmap(path, "w+", np.float16, shape)
         states[start : start + len(part)] = encoded
     states.flush()
+
+
+def _check_side(encoded: Any, side: int) -> None:
+    try:
+        height, width, _ = decode_image(encoded).shape
+    except ValueError:  # it is skipped, and counted, in its turn
+        return
+    if (height, width) != (side, side):
+        raise UserError(
+            f"the dataset's pictures have {width}×{height} pixels, the base's own {side}×{side}; "
+            f"prepare them anew (--size {side}), or name another base"
+        )
 
 
 def _check_people(found: int, most: int) -> None:

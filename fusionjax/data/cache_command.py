@@ -80,6 +80,7 @@ def _write(args: argparse.Namespace) -> None:
                 batch_size=args.batch_size,
                 views=args.views,
                 most_skipped=args.most_skipped,
+                side=base.picture_side,
                 progress=progress,
             )
         bad = f", {cache.skipped} skipped (listed in its skipped.tsv)" if cache.skipped else ""

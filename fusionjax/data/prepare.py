@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,9 @@ def _mapped(
     if processes <= 1:
         yield from map(do, waiting)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is for the process that waits
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(processes, initializer=signal.signal, initargs=ignored) as pool:
         yield from pool.imap_unordered(do, waiting)
 
 

@@ -24,7 +24,7 @@ class Model:
     @property
     def photo_side(self) -> int:
         """Side of the square photos that the base model looks at, in pixels."""
-        return self.base.unet.sample_size * self.base.vae_scale_factor
+        return self.base.picture_side
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the latents of an image of so many pixels."""

@@ -141,6 +141,11 @@ class BaseModel:
         return fingerprint.hexdigest()
 
     @property
+    def picture_side(self) -> int:
+        """Side of the square pictures that the model was trained on, in pixels."""
+        return int(self.unet.sample_size * self.vae_scale_factor)
+
+    @property
     def vae_scale_factor(self) -> int:
         """Image pixels per latent along one side: 8."""
         return 2 ** (len(self.vae.block_out_channels) - 1)
