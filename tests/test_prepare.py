@@ -234,6 +234,25 @@ def test_a_stopped_run_goes_on(expected, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+def test_machines_that_share_the_work(expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PART", 2)
+    done = []
+    monkeypatch.setattr(prepare, "_do_part", lambda job, wishes: done.append(job[0]))
+    for index in (1, 2, 3):
+        prepare.prepare(as_folders(tmp_path / "in"), tmp_path / "x", share=(index, 3), processes=1)
+    assert sorted(done, key=str) == sorted(parts_of([tmp_path / "in"]), key=str)
+    assert len(done) == 5
+    monkeypatch.undo()
+    found, out = as_shards(tmp_path / "shards"), tmp_path / "out"
+    for index in (2, 1):
+        assert prepare.prepare(found, out, SMALL, share=(index, 2), processes=1) is None
+        assert not out.exists()
+    prepare.prepare(found, out, SMALL, processes=1)
+    assert content(out) == content(expected)
+    with pytest.raises(UserError, match="the share is 3/2; it must be I/N"):
+        prepare.prepare(found, tmp_path / "y", share=(3, 2))
+
+
 def test_what_looks_like_an_earlier_picture_is_dropped(tmp_path):
     found = as_folders(tmp_path / "in")
     again = Image.open(io.BytesIO(PICTURES[0])).resize((200, 200))

@@ -62,8 +62,9 @@ def prepare(
     most_skipped: float = 0.5,
     keep_duplicates: bool = False,
     processes: int | None = None,
+    share: tuple[int, int] | None = None,
     progress: Progress | None = None,
-) -> collections.Counter[str]:
+) -> collections.Counter[str] | None:
     """Writes a dataset.
 
     Args:
@@ -78,10 +79,12 @@ def prepare(
         most_skipped: the largest share of pictures that may be dropped.
         keep_duplicates: keep what looks like an earlier picture.
         processes: that read and cut at once; None is the machine's cores.
+        share: (i, n) does the i-th of n shares of the parts and no more, i from 1, so that n
+            machines with a common disk share the work; once all have, a call without it ends it.
         progress: called with the parts done and their number.
 
     Returns:
-        How many pictures were dropped, by reason.
+        How many pictures were dropped, by reason; None after a share.
 
     Raises:
         UserError: if a source is none, the folder is in use, or too much was dropped.
@@ -93,21 +96,42 @@ def prepare(
         raise UserError(f"{str(target)!r} already exists; remove it or name another")
     parts = parts_of(map(Path, sources), column)
     work = target.with_name(f"{target.name}.unfinished")
-    work.mkdir(parents=True, exist_ok=True)
-    with locked(work):
+    if share is None:
+        parts_here, own = parts, work
+    else:
+        index, count = share
+        if not 1 <= index <= count:
+            raise UserError(f"the share is {index}/{count}; it must be I/N with 1 ≤ I ≤ N")
+        parts_here, own = parts[index - 1 :: count], work / f"share-{index}-of-{count}"
+    own.mkdir(parents=True, exist_ok=True)
+    with locked(own):
         _check_same(work, wishes)
+        _do_parts(parts_here, work, wishes, processes, progress)
+        if share is not None:
+            return None
         places = [work / part.digest() for part in parts]
-        waiting = [pair for pair in zip(parts, places, strict=True) if not pair[1].exists()]
-        done = len(parts) - len(waiting)
-        for _ in _mapped(functools.partial(_do_part, wishes=wishes), waiting, processes):
-            done += 1
-            if progress is not None:
-                progress(done, len(parts))
         reasons = _assemble(
             target, places, validation_share, max_references, most_skipped, keep_duplicates
         )
     shutil.rmtree(work)
     return reasons
+
+
+def _do_parts(
+    parts: list[Part],
+    work: Path,
+    wishes: Wishes,
+    processes: int | None,
+    progress: Progress | None,
+) -> None:
+    """Does the parts that are not done yet."""
+    pairs = [(part, work / part.digest()) for part in parts]
+    waiting = [(part, place) for part, place in pairs if not place.exists()]
+    done = len(parts) - len(waiting)
+    for _ in _mapped(functools.partial(_do_part, wishes=wishes), waiting, processes):
+        done += 1
+        if progress is not None:
+            progress(done, len(parts))
 
 
 def _check_same(work: Path, wishes: Wishes) -> None:

@@ -58,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 most_skipped=args.most_skipped,
                 keep_duplicates=args.keep_duplicates,
                 processes=args.processes,
+                share=args.share,
                 progress=progress,
             )
+        if reasons is None:
+            print(f"done; once all are, the command without --share writes {args.dataset}")
+            return
         for reason, count in reasons.most_common():
             print(f"dropped: {count} × {reason}")
         print(args.dataset)
@@ -105,7 +109,19 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-duplicates", action="store_true", help="keep what looks like an earlier picture"
     )
     parser.add_argument("--processes", type=int, help="how many work at once (all cores)")
+    parser.add_argument(
+        "--share", type=_share, metavar="I/N",
+        help="do the I-th of N shares of the sources and no more: for N machines with a common "
+        "disk; the same command without it then writes the dataset",
+    )  # fmt: skip
     return parser
+
+
+def _share(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 3/16")
+    return int(index), int(count)
 
 
 if __name__ == "__main__":
