@@ -3,8 +3,8 @@
     python benchmarks/prepare.py [--pictures 1000 10000] [--side 512] [--people 5]
 
 Makes tar shards of cut-outs of one photo (scikit-image's astronaut), prepares each number of them
-in a process of its own, and prints pictures a second, the peak memory of the largest process, and
-bytes a picture on the disk, with so many pictures a person.
+in a process of its own, and prints pictures a second, CPU time a picture, the peak memory of the
+largest process, and bytes a picture on the disk, with so many pictures a person.
 """
 
 import argparse
@@ -23,10 +23,11 @@ from skimage import data
 
 SHARD = 250
 PREPARE = [sys.executable, "-m", "fusionjax", "prepare"]
-MEASURED = (  # prints the peak of itself and of its largest child, in kilobytes
+MEASURED = (  # prints the status, the largest process's peak in kilobytes, all CPU seconds
     "import resource, subprocess, sys\n"
     "done = subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)\n"
-    "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+    "print(done.returncode, used.ru_maxrss, used.ru_utime + used.ru_stime)"
 )
 
 
@@ -71,16 +72,18 @@ def main() -> None:
                 check=True,
             ).stdout
             seconds = time.perf_counter() - began
-            status, peak = map(int, said.split())
+            status, peak, used = map(float, said.split())
             if status:
                 raise SystemExit(f"prepare ended with status {status}")
             out = Path(place) / "out"
             dropped = len((out / "skipped.tsv").read_text().splitlines())
             size = sum(path.stat().st_size for path in out.iterdir())
+            rate = count / seconds / args.processes
             print(
-                f"{count} pictures of {args.side}²: {count / seconds / args.processes:.1f} a "
-                f"second and process, {peak / 1000:.0f} MB at the peak of the largest process, "
-                f"{size / (count - dropped) / 1000:.1f} kB a picture, {dropped} dropped",
+                f"{count} pictures of {args.side}²: {rate:.1f} a second and process, "
+                f"{1000 * used / count:.0f} ms of a core each, {peak / 1000:.0f} MB at the peak of "
+                f"the largest process, {size / (count - dropped) / 1000:.1f} kB a picture, "
+                f"{dropped} dropped",
                 flush=True,
             )
 

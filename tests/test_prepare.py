@@ -234,6 +234,37 @@ def test_a_stopped_run_goes_on(expected, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+def test_the_same_pictures_are_the_same_bytes(tmp_path):
+    """In another process too: fields of a record have no order of their own."""
+    script = (
+        "import sys, hashlib, numpy as np\n"
+        "from fusionjax.data.prepare import _serializer\n"
+        "from fusionjax.data.prepared import Prepared\n"
+        "found = Prepared(b'image', b'face', np.ones((1, 4), np.float32), 'x', 'y', 3, 5)\n"
+        "print(hashlib.sha256(_serializer()(found)).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout.splitlines()[-1]
+        for _ in range(3)
+    }  # fmt: skip
+    assert len(said) == 1
+
+
+def test_the_page_shows_what_is_kept_and_dropped(tmp_path):
+    found = as_folders(tmp_path / "in")
+    Image.new("RGB", (300, 300), "red").save(tmp_path / "in" / "p0" / "wall <b>.png")
+    (tmp_path / "in" / "p0" / "wall <b>.txt").write_text("a wall")
+    prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h1>9 pictures of 3 people</h1>" in page
+    assert "<h3>1 × no face of 32 pixels or more was found</h3><img" in page
+    assert page.count("<img") == 3 + 1
+    assert "<tr><td>3<td>3<td" in page  # three people have three pictures
+
+
 def test_machines_that_share_the_work(expected, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PART", 2)
     done = []

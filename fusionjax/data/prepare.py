@@ -28,12 +28,15 @@ import numpy as np
 
 from fusionjax.data.prepared import Dropped, Wishes, prepare_picture
 from fusionjax.data.prepared import Prepared as Found
+from fusionjax.data.report import KEPT, Examples, write_report
 from fusionjax.data.sources import Part, Picture, parts_of, read_part
-from fusionjax.errors import UserError, at_least, shortened
+from fusionjax.errors import UserError, at_least, printable, shortened
 from fusionjax.files import locked, whole_folder, write_whole
 
 SPLITS = ("train", "validation")
 SKIPPED = "skipped.tsv"
+REPORT = "report.html"
+_EXAMPLES = "examples.json"
 PLAN = "prepare.json"
 _SHARD = 2_000  # records
 _ALIKE = 3  # bits of 64 in which two looks may differ and be one picture's
@@ -49,6 +52,7 @@ class Entry:
     person: str
     is_known: bool
     look: int
+    face_pixels: int
 
 
 def prepare(
@@ -170,18 +174,22 @@ def _do_part(job: tuple[Part, Path], wishes: Wishes) -> None:
     serialize = _serializer()
     with whole_folder(place) as beside:
         writer = ArrayRecordWriter(str(beside / "records"), "group_size:1")
-        kept, dropped = [], []
+        kept, dropped, examples = [], [], Examples()
         for picture in read_part(part):
             try:
                 if not isinstance(picture, Picture):
                     raise Dropped(picture.reason)
                 found = prepare_picture(picture, wishes)
             except Dropped as reason:
-                dropped.append(f"{picture.name}\t{reason}\n")
+                dropped.append(f"{printable(picture.name)}\t{reason}\n")
+                if isinstance(picture, Picture):
+                    examples.add(str(reason), picture)
                 continue
+            examples.add(KEPT, found.image)
             writer.write(serialize(found))
-            kept.append([found.person, found.face is not None, found.look])
+            kept.append([found.person, found.face is not None, found.look, found.face_pixels])
         writer.close()
+        (beside / _EXAMPLES).write_text(json.dumps(examples.found), encoding="utf-8")
         (beside / "index.json").write_text(json.dumps(kept), encoding="utf-8")
         (beside / SKIPPED).write_text("".join(dropped), encoding="utf-8")
 
@@ -202,7 +210,9 @@ def _serializer() -> Callable[[Found], bytes]:
             "identity": found.person,
             "face_boxes": found.boxes,
         }
-        return serializer.serialize_example(fields.encode_example(example))  # type: ignore[no-any-return]
+        message = serializer.get_tf_example(fields.encode_example(example))
+        # The fields of a message have no order; the same picture should be the same bytes.
+        return message.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
     return serialize
 
@@ -227,7 +237,7 @@ def _assemble(
     total = len(entries) + len(lines)
     if not keep_duplicates:
         entries, doubles = _without_doubles(entries)
-        lines += [f"{entry.person}\tlooks like an earlier picture" for entry in doubles]
+        lines += [f"{printable(entry.person)}\tlooks like an earlier picture" for entry in doubles]
     reasons = collections.Counter(line.partition("\t")[2] for line in lines)
     if len(lines) > most_skipped * total:
         listed = target.with_name(f"{target.name}.skipped.tsv")
@@ -246,6 +256,13 @@ def _assemble(
             starts, numbers = _references(chosen, max_references)
             np.savez(beside / f"references-{name}.npz", starts=starts, numbers=numbers)
         _write_info(beside, shards)
+        write_report(
+            beside / REPORT,
+            (json.loads((place / _EXAMPLES).read_text(encoding="utf-8")) for place in places),
+            reasons,
+            (entry.face_pixels for entry in entries),
+            collections.Counter(entry.person for entry in entries),
+        )
         (beside / SKIPPED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return reasons
 

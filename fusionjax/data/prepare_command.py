@@ -12,7 +12,8 @@ Where the source says whose a picture is (a folder a person; the column `person`
 are the faces of that person's other pictures. Else, as in the paper, each face is a person of its
 own, and its references are made from the picture itself.
 
-What cannot be used is dropped, counted and listed in DATASET/skipped.tsv. Given again, a command
+What cannot be used is dropped, counted, listed in DATASET/skipped.tsv and shown, with what is kept,
+on a page, DATASET/report.html. Given again, a command
 that was stopped goes on.
 """
 
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return
         for reason, count in reasons.most_common():
             print(f"dropped: {count} × {reason}")
-        print(args.dataset)
+        print(f"{args.dataset} (see report.html there)")
 
     return run_command(body)
 

@@ -62,6 +62,7 @@ class Prepared:
         caption: what is said of it.
         person: whose picture it is; of pictures of nobody's that is known, their own name.
         look: 64 bits that are alike for pictures that look alike.
+        face_pixels: the longer side of the largest face in the picture as found.
     """
 
     image: bytes
@@ -70,6 +71,7 @@ class Prepared:
     caption: str
     person: str
     look: int
+    face_pixels: int
 
 
 def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
@@ -117,6 +119,7 @@ def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
         caption,
         picture.name if known is None else known,
         look_of(whole),
+        max(faces[0][2:]),
     )
 
 
