@@ -45,7 +45,16 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What is remembered of a record while the dataset is put together."""
+    """What is remembered of a record while the dataset is put together.
+
+    Attributes:
+        part: the number of its part, and
+        number: its own in there.
+        person: see `prepared.Prepared`.
+        is_known: whether the source says who that is.
+        look: as of `Prepared`.
+        face_pixels: likewise.
+    """
 
     part: int
     number: int
