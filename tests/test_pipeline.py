@@ -486,7 +486,7 @@ MASKS = np.ones((2, 64, 64), np.float32)
             {"num_images_per_prompt": 0},
             "num_images_per_prompt is 0; it must be a whole number >= 1",
         ),
-        ({"batch_size": 0}, "batch_size is 0; it must be ≥ 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number >= 1"),
         ({"latents": np.zeros((1, 8, 8, 3))}, r"latents have shape \(1, 8, 8, 3\); they must be"),
         ({"mask_image": tiny.photo(1)}, "mask_image is given without an image"),
         ({"image": tiny.photo(1), "strength": 2.0}, r"strength is 2; it must be in \(0, 1\]"),
