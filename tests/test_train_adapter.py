@@ -404,7 +404,7 @@ def test_a_full_disk_at_the_start_leaves_the_run_as_it_was(config, begun, tmp_pa
     with full_disk(1000):
         assert main([file]) == 2
     error = capsys.readouterr().err
-    assert "writing failed (File too large); make room, and the same command goes on" in error
+    assert "writing failed (File too large); make room, and give the same command again" in error
     assert (checkpoint_bytes(begun), (begun / "config.json").read_text()) == before
     assert load_adapter(begun).params
 
