@@ -28,7 +28,7 @@ import numpy as np
 
 from fusionjax import photos
 from fusionjax.command import parser_of, progress_bar, run_command
-from fusionjax.data.prepare import share_of
+from fusionjax.data.prepare import held_out
 from fusionjax.data.prepared import jpeg
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole
@@ -98,19 +98,13 @@ def build(
             f"share of {most_skipped} that may be skipped; they are listed in {str(listed)!r}"
         )
     splits: dict[str, list[Example]] = {"train": [], "validation": []}
-    by_share = sorted(by_person, key=share_of)
-    if len(by_share) < 2:
+    if len(by_person) < 2:
         raise UserError(
-            f"{str(root)!r} holds usable pictures of {len(by_share)} person; at least two are "
+            f"{str(root)!r} holds usable pictures of {len(by_person)} person; at least two are "
             "needed, one of them for validation"
         )
-    # At least one person on either side, whatever the share.
-    held_out = sum(share_of(person) < validation_share for person in by_share)
-    held_out = min(max(held_out, 1), len(by_share) - 1)
-    for name, persons in (
-        ("validation", by_share[:held_out]),
-        ("train", by_share[held_out:]),
-    ):
+    validation = held_out(by_person, validation_share)
+    for name, persons in (("validation", validation), ("train", by_person.keys() - validation)):
         for person in sorted(persons):
             splits[name] += _examples(person, by_person[person], max_references)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -301,22 +301,32 @@ def _without_doubles(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
 
 def _divided(entries: list[Entry], validation_share: float) -> dict[str, list[Entry]]:
     """Entries by split: people by a number that depends on their name alone, at least one each."""
-    people = sorted({entry.person for entry in entries}, key=share_of)
+    people = {entry.person for entry in entries}
     if len(people) < 2:
         raise UserError(
             f"there are usable pictures of {len(people)} person; at least two are needed, one of "
             "them for validation"
         )
-    held_out = sum(share_of(person) < validation_share for person in people)
-    held_out = min(max(held_out, 1), len(people) - 1)
-    validation = set(people[:held_out])
+    validation = held_out(people, validation_share)
     return {
         "train": [entry for entry in entries if entry.person not in validation],
         "validation": [entry for entry in entries if entry.person in validation],
     }
 
 
-def share_of(person: str) -> float:
+def held_out(people: Iterable[str], share: float) -> set[str]:
+    """The people kept for validation: at least one, and not all, whatever the share.
+
+    Args:
+        people: two or more.
+        share: of them.
+    """
+    by_share = sorted(people, key=_share_of)
+    count = sum(_share_of(person) < share for person in by_share)
+    return set(by_share[: min(max(count, 1), len(by_share) - 1)])
+
+
+def _share_of(person: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.blake2b(person.encode(), digest_size=4).digest()) / 2**32
 

@@ -12,6 +12,7 @@ A source is cut into parts, each of which one process reads in one go.
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import tarfile
@@ -119,7 +120,7 @@ def _parts_of(source: Path, column: str | None) -> Iterator[Part]:
         elif source.suffix in (".parquet", ".arrow"):
             yield Part(source.suffix[1:], source, column=column)
         elif source.suffix in _TABLES:
-            count = len(_rows(source))
+            count = len(_rows(source, source.stat().st_mtime_ns))
             for start in range(0, count, PART):
                 span = str(start), str(min(start + PART, count))
                 yield Part("table", source, span, column=column)
@@ -265,8 +266,10 @@ def _sample(part: Part, stem: str, sample: Mapping[str, bytes]) -> Iterator[Pict
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> list[Any]:
-    """The rows of a JSON, JSON lines or CSV table."""
+@functools.lru_cache(maxsize=1)  # its parts follow each other
+def _rows(path: Path, changed: int) -> list[Any]:
+    """The rows of a JSON, JSON lines or CSV table, as it was when it was changed last."""
+    del changed
     content = read_whole(path, 2**31)
     if path.suffix == ".json":
         rows = schema.parse_json(content, str(path))
@@ -281,7 +284,7 @@ def _rows(path: Path) -> list[Any]:
 
 def _read_table(part: Part) -> Iterator[Picture | Unread]:
     start, stop = map(int, part.names)
-    rows = _rows(part.path)[start:stop]
+    rows = _rows(part.path, part.path.stat().st_mtime_ns)[start:stop]
     for number, row in enumerate(rows, start + 1):
         where = f"{part.path}, row {number}"
         try:
