@@ -79,3 +79,18 @@ def progress_bar(
             bar.update(done - bar.n)
 
         yield progress
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """An option's `I/N`, such as 3/16, as numbers.
+
+    Args:
+        text: as it was given.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is no such text, or I is not in 1..N.
+    """
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()) or not 1 <= int(index) <= int(count):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 ≤ I ≤ N, such as 3/16")
+    return int(index), int(count)

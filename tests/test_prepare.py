@@ -440,7 +440,7 @@ def test_pictures_of_another_size_than_the_bases(expected, tmp_path, capsys):
     assert main([*words, "--data", str(tmp_path / "32")]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert "pictures have 32×32 pixels, the base's own 64×64; prepare them anew" in told
-    assert not any((tmp_path / "cache").iterdir())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["dataset.json"]
     assert main([*words, "--data", str(expected), "--splits", "train"]) == 0
     cached = CachedLatents(tmp_path / "cache" / "train")
     assert len(cached[0]["references"]) == 2

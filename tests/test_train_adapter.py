@@ -564,6 +564,25 @@ def test_with_cached_text_states_no_text_encoder_is_needed(config, objective, ba
     assert abstract.batch_shapes() == shapes
 
 
+def test_latents_are_drawn_from_the_posterior(config, objective, tmp_path):
+    """Around the mean as far as the autoencoder says; the references are the means."""
+    changed = dataclasses.replace(config, sample_posterior=True, cache=str(tmp_path / "latents"))
+    cached = AdapterObjective(changed, objective._mesh)
+    example = cached.source("train")[0]
+    mean, deviations = objective.source("train")[0]["latents"], example["deviations"]
+    np.testing.assert_array_equal(example["latents"], mean)
+    assert deviations.min() > 0
+    made = [cached.make(example, np.random.default_rng(i)) for i in range(400)]
+    drawn = np.stack([each["latents"] for each in made])
+    np.testing.assert_allclose((drawn.mean(0) - mean) / deviations, 0, atol=5 * 400**-0.5)
+    np.testing.assert_allclose(drawn.std(0) / deviations, 1, atol=0.25)
+    assert all(
+        np.abs(photo - example["references"]).max((1, 2, 3)).min() == 0
+        for each in made[:5]
+        for photo in each["references"][each["present"] > 0]
+    )
+
+
 def test_a_cache_without_text_states_or_with_others_is_refused(config, objective, shelf, tmp_path):
     """Without asking for them, a cache that has them will do."""
     data = str(config.data.folder)

@@ -12,6 +12,7 @@ from fusionjax import photos
 from fusionjax.data import build_cache, cache, face_pairs
 from fusionjax.data.augment import augment, face_square
 from fusionjax.data.batches import Batches
+from fusionjax.data.encoders import Encoders
 from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
 from fusionjax.pixels import decode_image, to_bytes, to_unit
@@ -44,10 +45,10 @@ def tokenize(captions):
     return np.array([[len(c), ord(c[-1])] for c in captions], np.int32)
 
 
-def write(folder, source, **options):
-    return build_cache.write_cache(
-        folder, source, encode, tokenize, about={"base": "b"}, batch_size=4, **options
-    )
+def write(folder, source, encode_text=None, **options):
+    encoders = Encoders(encode, tokenize, encode_text)
+    options = {"about": {"base": "b"}, "batch_size": 4, **options}
+    return build_cache.write_cache(folder, source, encoders, **options)
 
 
 def test_a_cache_gives_back_every_example(tmp_path):

@@ -362,11 +362,11 @@ class AdapterRun(RunConfig):
     cache: str | None = may_change(None)
     """Folder of cached latents (`python -m fusionjax cache`). None makes them beside the data."""
     text_states: bool = False
-    """Cache the captions' text states too (118 kB each for SD 1.5), so that the text encoder need
-    not be on the device."""
+    """Cache the captions' text states too (SD 1.5: 118 kB each): no text encoder on the devices."""
+    sample_posterior: bool = False
+    """Draw a picture's latents anew from the autoencoder's posterior each time; else its mean."""
     references: int = 1
-    """Most photos that an example shows, of all its people together; from one (of each person, as
-    far as they fit) up to so many are drawn."""
+    """Most photos that an example shows, of all its people; from one of each up to so many."""
     people: int = 1
     """Most people in a picture. In one of several, the part that is nearest to a person's face sees
     that person's photos only, as with masks."""

@@ -3,6 +3,7 @@
 Legend: p people, h w rows and columns of the latents, c channels.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fusionjax.backend.sharding import batch_sharding, make_mesh
 from fusionjax.command import progress_bar
 from fusionjax.data import build_cache, cache
+from fusionjax.data.encoders import batch_size_for, encoders_of
 from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
 from fusionjax.models.base import BaseModel
@@ -34,10 +35,13 @@ def cached_latents(
     made_from: dict[str, str],
     with_references: bool,
     text_states: bool = False,
+    posterior: bool = False,
     most_skipped: float,
     most_people: int | None = None,
 ) -> cache.CachedLatents:
     """Opens the cache of a split, and makes it first if there is none.
+
+    Each process encodes its share of the parts on its own devices; the first puts them together.
 
     Args:
         base: its autoencoder, tokenizer and text encoder are used.
@@ -48,44 +52,49 @@ def cached_latents(
         made_from: as `cache.made_from` tells it.
         with_references: whether the references are needed too.
         text_states: whether the captions' text states are needed too.
+        posterior: whether the deviations of the posterior are.
         most_skipped: the largest share of examples that may be skipped.
         most_people: the most people that a picture may show; None is any number.
 
     Returns:
         The examples.
     """
-    encode, encode_text = jax.jit(base.encode_image), jax.jit(base.encode_text)
-    # The first process works alone; it cannot read what lies on the others' devices.
-    devices = [device for device in mesh.devices.flat if device.process_index == 0]
-    sharding = batch_sharding(make_mesh(devices=devices))
+    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    encoders = encoders_of(base, here, text_states=text_states, posterior=posterior)
+    options: dict[str, Any] = {
+        "batch_size": batch_size_for(BATCH, len(here)),
+        "with_references": with_references,
+        "most_skipped": most_skipped,
+        "most_people": most_people,
+        "side": base.picture_side if with_references else None,
+    }
+    place = cache.folder_of_split(folder, split)
+    about = build_cache.about_split(split, made_from, **options)
 
-    def opened() -> cache.CachedLatents:
+    def made(share: tuple[int, int] | None = None) -> tuple[cache.CachedLatents | None, str]:
         with progress_bar(f"latents of {split}", delay=0.5) as progress:
             return build_cache.cached_latents(
-                folder,
-                lambda: open_records(data, split),
-                lambda images: encode(base.params, jax.device_put(images, sharding)),
-                base.tokenize,
-                split=split,
-                about=made_from,
-                encode_text=(
-                    lambda tokens: encode_text(base.params, jax.device_put(tokens, sharding))
-                )
-                if text_states
-                else None,
-                batch_size=-(-BATCH // len(devices)) * len(devices),
-                with_references=with_references,
-                most_skipped=most_skipped,
-                most_people=most_people,
-                side=base.picture_side if with_references else None,
-                progress=progress,
-            )
+                folder, lambda: open_records(data, split), encoders,
+                split=split, about=made_from, share=share, progress=progress, **options,
+            )  # fmt: skip
 
-    place = cache.folder_of_split(folder, split)
-    new = not place.is_dir()
-    on_first_process(opened, place.is_dir)
-    latents = opened()
-    if new and latents.skipped and jax.process_index() == 0:
+    def fits() -> bool:
+        return place.is_dir() and not cache.differs_in_content_alone(place, about)
+
+    def put_together() -> None:
+        while jax.process_count() > 1 and build_cache.parts_missing(place, count, about, **options):
+            time.sleep(0.2)
+        _, how = made()
+        print(f"latents of {split}: {how}")
+
+    if is_new := not fits():
+        count = len(open_records(data, split))
+        if jax.process_count() > 1:
+            made((jax.process_index() + 1, jax.process_count()))
+    on_first_process(put_together, fits)
+    latents, _ = made()
+    assert latents is not None  # which only a share leaves out
+    if is_new and latents.skipped and jax.process_index() == 0:
         where = place / "skipped.tsv"
         print(f"{latents.skipped} examples of {split} cannot be used; {where} lists them")
     return latents
@@ -115,9 +124,12 @@ def with_references(
     order = np.concatenate([order[np.sort(firsts)], np.delete(order, firsts)])[:count]
     references = np.zeros((most, *photos.shape[1:]), np.float32)
     references[:count] = photos[order]
-    size = example["latents"].shape[:2]
+    latents = example["latents"]
+    if config.sample_posterior:
+        latents = latents + example["deviations"] * rng.standard_normal(latents.shape, np.float32)
+    size = latents.shape[:2]
     arrays = {
-        "latents": example["latents"],
+        "latents": latents,
         "text": example["text_states" if config.text_states else "tokens"],
         "references": references,
         "present": (np.arange(most) < count).astype(np.float32),

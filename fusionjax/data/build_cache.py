@@ -1,214 +1,48 @@
-"""Makes caches: pictures and captions encoded once, and written whole.
+"""Makes caches: pictures and captions encoded once, in parts, and put together whole.
+
+    examples → parts, beside the cache → the cache
+
+A part is some hundred examples. It is a folder of the cache's own arrays, whole or not there, so
+that a run that was stopped goes on where it was, and several processes share the work.
 
 Axes: b batch, n examples, h w c latent grid and channels, H W pixels, t d tokens and text features.
 """
 
 import collections
-import dataclasses
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from fusionjax.data.augment import augment, face_square
-from fusionjax.data.batches import filled
 from fusionjax.data.cache import (
-    ARRAYS,
+    DIGEST_BYTES,
+    DIGESTS,
+    LATENTS,
     SKIPPED,
     TEXT_STATES,
     VERSION,
     WHAT,
     CachedLatents,
+    differs_in_content_alone,
     folder_of_split,
-    text,
 )
+from fusionjax.data.cache_part import (
+    CacheOptions,
+    KnownLatents,
+    check_people,
+    write_part,
+)
+from fusionjax.data.encoders import Encoders
 from fusionjax.errors import UserError
-from fusionjax.files import write_whole
-from fusionjax.pixels import decode_image, to_unit
+from fusionjax.files import locked, whole_folder, write_whole
+from fusionjax.pixels import decode_image
 
-Encode = Callable[[Float[np.ndarray, "b H W 3"]], Any]
-Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b t"]]
-EncodeText = Callable[[Int[np.ndarray, "b t"]], Any]
-
-
-def write_cache(
-    folder: str | Path,
-    source: Any,
-    encode: Encode,
-    tokenize: Tokenize,
-    *,
-    about: dict[str, Any],
-    encode_text: EncodeText | None = None,
-    batch_size: int = 64,
-    with_references: bool = True,
-    views: int = 4,
-    seed: int = 0,
-    most_skipped: float = 0.05,
-    most_people: int | None = None,
-    side: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> collections.Counter[str]:
-    """Encodes every distinct picture of a dataset.
-
-    An example without references gets `views` augmented views of its own face instead. One of
-    several people has `face_boxes` [people, 4] in place of `face_box`, and `owners`, whose photo
-    each reference is. What cannot be used (an unreadable picture, an empty caption, no reference
-    and no face's box) is skipped, counted and listed in the cache's `skipped.tsv`.
-
-    Args:
-        folder: where the cache goes; must not be one yet.
-        source: random-access examples with `image`, `caption`, `references`, and `face_box`, or
-            `face_boxes` and `owners`.
-        encode: pictures in [-1, 1] to scaled latents [b, h, w, c]; always called with
-            `batch_size` pictures.
-        tokenize: captions to token ids.
-        about: what the cache is made from (dataset, split, weights); checked when it is opened.
-        encode_text: token ids to text states [b, t, d], which the cache then holds; always called
-            with `batch_size` captions.
-        batch_size: pictures, and captions, encoded together.
-        with_references: False leaves the references out.
-        views: augmented views of a face that has no other picture.
-        seed: of the augmentation.
-        most_skipped: the largest share of examples that may be skipped.
-        most_people: the most people that a picture may show; None is any number.
-        side: of the base's own pictures, in pixels; None is any.
-        progress: called with the examples done and their number.
-
-    Returns:
-        How many examples were skipped, by reason.
-
-    Raises:
-        UserError: if the folder is in use, pictures are not of the base's size or differ in size,
-            show too many people, or too much was skipped.
-    """
-    folder = Path(folder)
-    import grain  # here: only making a cache needs it
-
-    if folder.exists():
-        raise UserError(f"{str(folder)!r} already exists; remove it or name another folder")
-    if not len(source):
-        raise UserError("the dataset holds no examples; there is nothing to cache")
-    if side is not None:
-        _check_side(source[0]["image"], side)
-    encoder = _Encoder(encode, batch_size)
-    captions, targets, references, starts = [], [], [], [0]
-    owners, boxes, box_starts = [], [], [0]
-    skipped: list[tuple[int, str]] = []
-
-    def read(number: int) -> _Read | str:
-        rng = np.random.default_rng([seed, number])
-        return _read(source[number], rng, views=views if with_references else 0)
-
-    threads = os.cpu_count() or 1
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 * threads)
-    examples = grain.MapDataset.source(range(len(source))).map(read).to_iter_dataset(ahead)
-    for number, found in enumerate(examples):
-        if isinstance(found, str):
-            skipped.append((number, found))
-        else:
-            if most_people is not None:
-                _check_people(len(found.face_boxes), most_people)
-            captions.append(found.caption)
-            targets.append(encoder.add(found.target))
-            references += [encoder.add(photo) for photo in found.photos]
-            starts.append(len(references))
-            owners += found.owners
-            boxes += list(found.face_boxes)
-            box_starts.append(len(boxes))
-        if progress is not None:
-            progress(number + 1, len(source))
-    reasons = collections.Counter(reason for _, reason in skipped)
-    lines = "".join(f"{number}\t{reason}\n" for number, reason in skipped)
-    if len(skipped) > most_skipped * len(source) or not targets:
-        listed = folder.with_name(f"{folder.name}.skipped.tsv")
-        write_whole(listed, lines)
-        told = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
-        raise UserError(
-            f"{len(skipped)} of {len(source)} examples cannot be used ({told}), more than the "
-            f"share of {most_skipped} that may be skipped; they are listed in {str(listed)!r}. "
-            "Mend them, or allow more (--data.most-skipped of a run, --most-skipped of "
-            "`python -m fusionjax cache`)"
-        )
-    tokens = [tokenize(captions[i : i + 1024]) for i in range(0, len(captions), 1024)]
-    arrays = {
-        "latents": encoder.latents(),
-        "target": np.asarray(targets, np.int32),
-        "references": np.asarray(references, np.int32),
-        "reference_starts": np.asarray(starts, np.int64),
-        "owners": np.asarray(owners, np.int32),
-        "tokens": np.concatenate(tokens).astype(np.int32),
-        "face_boxes": np.stack(boxes),
-        "face_box_starts": np.asarray(box_starts, np.int64),
-    }
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name in ARRAYS:
-        np.save(unfinished / f"{name}.npy", arrays[name])
-    if encode_text is not None:
-        _write_text_states(unfinished / TEXT_STATES, arrays["tokens"], encode_text, batch_size)
-    (unfinished / SKIPPED).write_text(lines, encoding="utf-8")
-    (unfinished / WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
-    unfinished.rename(folder)
-    return reasons
-
-
-def cached_latents(
-    folder: str | Path,
-    records: Callable[[], Any],
-    encode: Encode,
-    tokenize: Tokenize,
-    *,
-    split: str,
-    about: dict[str, Any],
-    **options: Any,
-) -> CachedLatents:
-    """Opens the cache of a split, and makes it first if there is none.
-
-    Args:
-        folder: caches of several splits lie side by side in it.
-        records: opens the examples; called only if the cache must be made.
-        encode: as for `write_cache`.
-        tokenize: as for `write_cache`.
-        split: the split's name.
-        about: what else tells one cache from another.
-        **options: the further arguments of `write_cache`.
-
-    Returns:
-        The cache.
-
-    Raises:
-        UserError: as `write_cache`, and if the cache was made from something else.
-    """
-    place = folder_of_split(folder, split)
-    about = {"split": split, "references": options.get("with_references", True), **about}
-    if not place.exists():
-        write_cache(place, records(), encode, tokenize, about=about, **options)
-    latents = CachedLatents(place, about)
-    if (most := options.get("most_people")) is not None:
-        _check_people(latents.most_people, most)
-    return latents
-
-
-def _write_text_states(
-    path: Path, tokens: Int[np.ndarray, "n t"], encode: EncodeText, batch_size: int
-) -> None:
-    """Writes them batch by batch: those of a large dataset are larger than its latents."""
-    states: Any = None
-    for start in range(0, len(tokens), batch_size):
-        part = tokens[start : start + batch_size]
-        encoded = np.asarray(encode(filled(part, batch_size)))[: len(part)]
-        if states is None:
-            shape = (len(tokens), *encoded.shape[1:])
-            states = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-        states[start : start + len(part)] = encoded
-    states.flush()
+PART = 512  # examples
+Progress = Callable[[int, int], None]
 
 
 def _check_side(encoded: Any, side: int) -> None:
@@ -223,138 +57,240 @@ def _check_side(encoded: Any, side: int) -> None:
         )
 
 
-def _check_people(found: int, most: int) -> None:
-    if found > most:
-        raise UserError(
-            f"a picture shows {found} people, and people is {most}; raise --people, or name a "
-            "split without such pictures (--data.train-split, --data.validation-split)"
-        )
+def write_cache(
+    folder: str | Path,
+    source: Any,
+    encoders: Encoders,
+    *,
+    about: dict[str, Any],
+    share: tuple[int, int] | None = None,
+    known: KnownLatents | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> collections.Counter[str] | None:
+    """Encodes every distinct picture of a dataset.
 
+    An example without references gets augmented views of its own face instead. One of several
+    people has `face_boxes` [people, 4] in place of `face_box`, and `owners`, whose photo each
+    reference is. What cannot be used (an unreadable picture, an empty caption, no reference and no
+    face's box) is skipped, counted and listed in the cache's `skipped.tsv`.
 
-class _UnusableError(Exception):
-    """The reason why an example is skipped."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    """An example with its pictures decoded; `owners` has an entry for each of `photos`."""
-
-    caption: str
-    target: np.ndarray
-    photos: list[np.ndarray]
-    owners: list[int]
-    face_boxes: np.ndarray
-
-
-def _read(example: Any, rng: np.random.Generator, *, views: int) -> _Read | str:
-    """Reads an example, without references if there are to be no views.
+    Args:
+        folder: where the cache goes; must not be one yet, without `known`. The parts lie in
+            `FOLDER.unfinished` until it is whole.
+        source: random-access examples with `image`, `caption`, `references`, and `face_box`, or
+            `face_boxes` and `owners`.
+        encoders: what encodes pictures and captions.
+        about: what the cache is made from (dataset, split, weights); checked when it is opened.
+        share: (i, n) does the i-th of n shares of the parts and no more, i from 1; once all have,
+            a call without it puts the cache together.
+        known: latents that need not be computed; the cache that they are of is replaced.
+        progress: called with the examples done and their number.
+        **options: of `CacheOptions`.
 
     Returns:
-        It, or the reason why it cannot be used.
+        How many examples were skipped, by reason; None after a share.
+
+    Raises:
+        UserError: if the folder is in use, pictures are not of the base's size or differ in size,
+            show too many people, or too much was skipped.
     """
-    try:
-        caption = text(example["caption"]).strip()
-        if not caption:
-            return "empty caption"
-        faces = _face_boxes(example)
-        target = _decoded(example["image"])
-        photos, owners = _photos(example, target, faces, views, rng) if views else ([], [])
-    except _UnusableError as reason:
-        return str(reason)
-    return _Read(caption, target, photos, owners, faces)
+    folder, how = Path(folder), CacheOptions(**options)
+    if folder.exists() and known is None:
+        if share is not None:
+            return None  # the others did not need this process
+        raise UserError(f"{str(folder)!r} already exists; remove it or name another folder")
+    if not len(source):
+        raise UserError("the dataset holds no examples; there is nothing to cache")
+    if how.side is not None:
+        _check_side(source[0]["image"], how.side)
+    unfinished = _unfinished(folder)
+    index, count = share or (1, 1)
+    own = unfinished if share is None else unfinished / f"share-{index}-of-{count}"
+    own.mkdir(parents=True, exist_ok=True)
+    with locked(own):
+        parts = _parts(folder, len(source), about, how)
+        mine = parts[index - 1 :: count]
+        total, done = sum(len(span) for span, _ in mine), 0
+
+        def tell(number: int) -> None:
+            if progress is not None:
+                progress(done + number, total)
+
+        for span, place in mine:
+            if not place.is_dir():
+                write_part(place, source, span, encoders, how, known, tell)
+            done += len(span)
+            tell(0)
+        if share is not None:
+            return None
+        reasons = _assemble(folder, [place for _, place in parts], len(source), about, how)
+    shutil.rmtree(unfinished)
+    return reasons
 
 
-def _decoded(encoded: Any) -> np.ndarray:
-    try:
-        return decode_image(encoded)
-    except ValueError:
-        raise _UnusableError("unreadable picture") from None
+def parts_missing(
+    folder: str | Path, examples: int, about: dict[str, Any], **options: Any
+) -> list[Path]:
+    """The parts of a cache that are still to be made, by whichever process.
+
+    Args:
+        folder: as for `write_cache`, and so are the others.
+        examples: of the dataset.
+        about: see there.
+        **options: see there.
+    """
+    parts = _parts(Path(folder), examples, about, CacheOptions(**options))
+    return [place for _, place in parts if not place.is_dir()]
 
 
-_MOST_OVERHANG = 0.5  # of the picture's side, that a face's box may reach over its edge
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.unfinished")
 
 
-def _face_boxes(example: Any) -> np.ndarray:
-    """The boxes of all faces in the picture, [people, 4], cut at the picture's edge."""
-    name = "face_boxes" if "face_boxes" in example else "face_box"
-    if name not in example:
-        raise UserError("the dataset has neither face_box nor face_boxes; build it with one")
-    boxes = np.asarray(example[name], np.float32)
-    if boxes.ndim != 1 + (name == "face_boxes") or boxes.shape[-1] != 4:
-        needed = "[people, 4]" if name == "face_boxes" else "[4]"
-        raise UserError(f"the dataset's {name} has shape {list(boxes.shape)}; it must be {needed}")
-    boxes = boxes.reshape(-1, 4)
-    inside = np.clip(boxes, 0, 1)
-    if not len(boxes):
-        raise _UnusableError("no face's box")
-    if not (boxes[:, :2] < boxes[:, 2:]).all():
-        raise _UnusableError("face's box of no size")
-    if (np.abs(boxes - inside) > _MOST_OVERHANG).any() or (inside[:, :2] >= inside[:, 2:]).any():
-        raise _UnusableError("face's box not in fractions of the picture")
-    return inside
+def _parts(
+    folder: Path, examples: int, about: dict[str, Any], how: CacheOptions
+) -> list[tuple[range, Path]]:
+    """Which examples each part has, and where it goes: elsewhere for whatever is made otherwise."""
+    made_by = [about, examples, PART, how.batch_size, how.with_references, how.views, how.seed]
+    key = hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=8).hexdigest()
+    starts = range(0, examples, PART)
+    return [
+        (range(start, min(start + PART, examples)), _unfinished(folder) / key / f"{number:06d}")
+        for number, start in enumerate(starts)
+    ]
 
 
-def _photos(
-    example: Any, target: np.ndarray, faces: np.ndarray, views: int, rng: np.random.Generator
-) -> tuple[list[np.ndarray], list[int]]:
-    """The references, or views of the target's own faces; and whose each is."""
-    if count := len(example["references"]):
-        if len(faces) > 1 and "owners" not in example:
-            raise UserError(
-                "the dataset has several face_boxes and no owners; say whose photo each of the "
-                "references is"
-            )
-        owners = [int(owner) for owner in example.get("owners", [0] * count)]
-        if len(owners) != count:
-            raise _UnusableError("not an owner for each reference")
-        if not all(0 <= owner < len(faces) for owner in owners):
-            raise _UnusableError("a reference of nobody in the picture")
-        return [_decoded(photo) for photo in example["references"]], owners
-    if target.shape[0] != target.shape[1]:
-        raise _UnusableError("no reference, and the picture is not square")
-    try:
-        own = [face_square(target, box, target.shape[0]) for box in faces]
-    except ValueError:
-        raise _UnusableError("no reference and no face") from None
-    shown = [(augment(face, rng), owner) for owner, face in enumerate(own) for _ in range(views)]
-    return [photo for photo, _ in shown], [owner for _, owner in shown]
+def cached_latents(
+    folder: str | Path,
+    records: Callable[[], Any],
+    encoders: Encoders,
+    *,
+    split: str,
+    about: dict[str, Any],
+    **options: Any,
+) -> tuple[CachedLatents | None, str]:
+    """Opens the cache of a split; makes it first if there is none, or if its dataset has changed.
+
+    Args:
+        folder: caches of several splits lie side by side in it.
+        records: opens the examples; called only if the cache must be made.
+        encoders: as for `write_cache`.
+        split: the split's name.
+        about: what else tells one cache from another.
+        **options: the further arguments of `write_cache`.
+
+    Returns:
+        The cache, None after a share; and whether it was made, brought up to date or found.
+
+    Raises:
+        UserError: as `write_cache`, and if the cache was made from something else.
+    """
+    place = folder_of_split(folder, split)
+    about = about_split(split, about, **options)
+    how = "found as it should be"
+    if not place.exists():
+        write_cache(place, records(), encoders, about=about, **options)
+        how = "made"
+    elif differs_in_content_alone(place, about):
+        known = KnownLatents(place)
+        write_cache(place, records(), encoders, about=about, known=known, **options)
+        how = (
+            f"brought up to date with its dataset: {known.taken:,} pictures were there, "
+            f"{known.missing:,} are new"
+        )
+    if options.get("share") is not None:
+        return None, how
+    latents = CachedLatents(place, about)
+    if (most := options.get("most_people")) is not None:
+        check_people(latents.most_people, most)
+    return latents, how
 
 
-class _Encoder:
-    """Collects distinct pictures and encodes them in full batches."""
+def about_split(split: str, about: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """All that a split's cache is made from.
 
-    def __init__(self, encode: Encode, batch_size: int) -> None:
-        self._encode, self._batch_size = encode, batch_size
-        self._numbers: dict[bytes, int] = {}
-        self._shape: tuple[int, ...] | None = None
-        self._waiting: list[np.ndarray] = []
-        self._done: list[np.ndarray] = []
+    Args:
+        split: its name.
+        about: of the dataset and the base.
+        **options: of `CacheOptions`.
+    """
+    return {"split": split, "references": options.get("with_references", True), **about}
 
-    def add(self, picture: np.ndarray) -> int:
-        """Takes a picture; returns its number."""
-        if self._shape not in (None, picture.shape):
-            raise UserError(
-                f"one picture has shape {picture.shape}, another {self._shape}; "
-                "all must have the same size"
-            )
-        self._shape = picture.shape
-        key = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
-        if key not in self._numbers:
-            self._numbers[key] = len(self._numbers)
-            self._waiting.append(picture)
-            if len(self._waiting) == self._batch_size:
-                self._flush()
-        return self._numbers[key]
 
-    def latents(self) -> np.ndarray:
-        """All latents, float16, by number."""
-        if self._waiting:
-            self._flush()
-        return np.concatenate(self._done)
+# --- all parts ------------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
-        count = len(self._waiting)
-        pictures = to_unit(filled(np.stack(self._waiting), self._batch_size))
-        latents = np.asarray(self._encode(pictures), np.float32)
-        self._done.append(latents[:count].astype(np.float16))
-        self._waiting = []
+
+def _assemble(
+    folder: Path, places: list[Path], examples: int, about: dict[str, Any], how: CacheOptions
+) -> collections.Counter[str]:
+    """Puts parts together, each picture once; what was at the folder's place makes room."""
+    lines = "".join((place / SKIPPED).read_text(encoding="utf-8") for place in places)
+    skipped = lines.splitlines()
+    reasons = collections.Counter(line.partition("\t")[2] for line in skipped)
+    places = [place for place in places if (place / LATENTS).is_file()]
+    if len(skipped) > how.most_skipped * examples or not places:
+        listed = folder.with_name(f"{folder.name}.skipped.tsv")
+        write_whole(listed, lines)
+        told = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+        raise UserError(
+            f"{len(skipped)} of {examples} examples cannot be used ({told}), more than the "
+            f"share of {how.most_skipped} that may be skipped; they are listed in {str(listed)!r}. "
+            "Mend them, or allow more (--data.most-skipped of a run, --most-skipped of "
+            "`python -m fusionjax cache`)"
+        )
+    whole, replaced = (_unfinished(folder) / name for name in ("whole", "replaced"))
+    for left in (whole, replaced):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with whole_folder(whole) as beside:
+        _join(beside, places)
+        (beside / SKIPPED).write_text(lines, encoding="utf-8")
+        (beside / WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
+    if folder.exists():
+        folder.rename(replaced)
+    whole.rename(folder)
+    return reasons
+
+
+def _join(folder: Path, places: list[Path]) -> None:
+    """Writes the arrays of a whole cache; the large ones are copied part by part."""
+
+    def of_parts(name: str) -> list[np.ndarray]:
+        return [np.load(place / f"{name}.npy") for place in places]
+
+    digests = of_parts("digests")
+    _, firsts, of_distinct = np.unique(
+        np.concatenate(digests).view(f"S{DIGEST_BYTES}"), return_index=True, return_inverse=True
+    )
+    order = np.argsort(firsts)  # by where a picture comes first
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    ends = np.cumsum([len(part) for part in digests])
+    numbers = np.split(rank[of_distinct.reshape(-1)], ends[:-1])
+    firsts = np.sort(firsts)
+    np.save(folder / DIGESTS, np.concatenate(digests)[firsts])
+    rows = [part - start for part, start in zip(
+        np.split(firsts, np.searchsorted(firsts, ends[:-1])), [0, *ends[:-1]], strict=True
+    )]  # fmt: skip
+    _copy(folder / LATENTS, places, rows)
+    if (places[0] / TEXT_STATES).is_file():
+        _copy(folder / TEXT_STATES, places, [np.arange(len(part)) for part in of_parts("target")])
+    for name in ("target", "references"):
+        parts = [own[part] for own, part in zip(numbers, of_parts(name), strict=True)]
+        np.save(folder / f"{name}.npy", np.concatenate(parts).astype(np.int32))
+    for name in ("owners", "tokens", "face_boxes"):
+        np.save(folder / f"{name}.npy", np.concatenate(of_parts(name)))
+    for name in ("reference_starts", "face_box_starts"):
+        lengths = np.concatenate([np.diff(part) for part in of_parts(name)])
+        np.save(folder / f"{name}.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _copy(path: Path, places: list[Path], rows: list[np.ndarray]) -> None:
+    """Writes some rows of each part's array of that name, one part after the other."""
+    shape = np.load(places[0] / path.name, mmap_mode="r").shape[1:]
+    whole = np.lib.format.open_memmap(path, "w+", np.float16, (sum(map(len, rows)), *shape))
+    done = 0
+    for place, own in zip(places, rows, strict=True):  # only one is open at a time
+        whole[done : done + len(own)] = np.load(place / path.name, mmap_mode="r")[own]
+        done += len(own)
+    whole.flush()

@@ -4,7 +4,9 @@ Training then needs no VAE on the device and decodes no pictures; with text stat
 encoder there either. A cache is a folder:
 
     cache.json              what it was made from; written last, so a folder without it is no cache
-    latents.npy             [p, h, w, c] float16: each distinct picture once
+    latents.npy             [p, h, w, c] float16: each distinct picture once; with the posterior's
+                            standard deviations behind its means, [p, h, w, 2c]; if asked for
+    digests.npy             [p, 16] uint8: what tells pictures apart (older caches have none)
     target.npy              [n] the picture of each example
     references.npy          [m] the pictures of all examples' references, one after the other
     reference_starts.npy    [n + 1] where each example's references start in it
@@ -17,7 +19,6 @@ encoder there either. A cache is a folder:
 """
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fusionjax.data.records import dataset_info
+from fusionjax import schema
+from fusionjax.data.records import content_digest, dataset_info
 from fusionjax.errors import UserError
 from fusionjax.models.base import BaseModel
 
@@ -34,6 +36,10 @@ VERSION = 2
 WHAT = "cache.json"
 SKIPPED = "skipped.tsv"
 TEXT_STATES = "text_states.npy"
+_REMEMBERED = "dataset.json"
+DIGESTS = "digests.npy"
+LATENTS = "latents.npy"
+DIGEST_BYTES = 16
 ARRAYS = (
     "latents",
     "target",
@@ -46,13 +52,31 @@ ARRAYS = (
 )
 
 
-def made_from(base: BaseModel, data: str | Path, *, text_states: bool = False) -> dict[str, str]:
+_DATASET = ("dataset", "content")  # what of `made_from` tells of it
+# What of `made_from` an older cache, or one that holds less, need not say, and the remedy if asked.
+_MAY_LACK = {
+    "text_encoder": "text states",
+    "posterior": "deviations of the posterior",
+}
+
+
+def made_from(
+    base: BaseModel,
+    data: str | Path,
+    folder: str | Path | None = None,
+    *,
+    text_states: bool = False,
+    posterior: bool = False,
+) -> dict[str, str]:
     """What decides the contents of a cache: digests of the dataset and of what encodes it.
 
     Args:
         base: its autoencoder, tokenizer and text encoder are used.
         data: the dataset's folder; where it lies does not matter.
+        folder: that the caches of its splits lie in; what the dataset's files hold is remembered
+            there, so that they are not read again as long as they do not change. None reads them.
         text_states: whether the cache is to hold text states.
+        posterior: whether it is to hold the posterior's deviations beside its means.
 
     Returns:
         For `about`.
@@ -61,14 +85,18 @@ def made_from(base: BaseModel, data: str | Path, *, text_states: bool = False) -
         UserError: if there is no dataset.
     """
     info = dataset_info(data)
+    remembered = None if folder is None else Path(folder) / _REMEMBERED
     vocabulary = repr(sorted(base.tokenizer.get_vocab().items())).encode()
     about = {
         "dataset": _digest([info.read_bytes()]),
+        "content": content_digest(info.parent, remembered),
         "autoencoder": _digest_of_weights(base.params["vae"]),
         "tokenizer": _digest([vocabulary]),
     }
     if text_states:
         about["text_encoder"] = _digest_of_weights(base.params["text_encoder"])
+    if posterior:
+        about["posterior"] = "mean and deviation"
     return about
 
 
@@ -90,13 +118,48 @@ def folder_of_split(folder: str | Path, split: str) -> Path:
     return Path(folder) / name
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a finished cache was made from.
+
+    Raises:
+        UserError: if there is no finished cache.
+    """
+    if not (folder / WHAT).is_file():
+        raise UserError(f"{str(folder)!r} holds no {WHAT}; it is no finished cache")
+    return schema.read_json(folder / WHAT)
+
+
+def _agrees(found: dict[str, Any], name: str, value: Any) -> bool:
+    if name == "content" and name not in found:
+        return True  # an older cache, which knows its dataset by `dataset` alone
+    return bool(found.get(name) == value)
+
+
+def differs_in_content_alone(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether a cache fits but for its dataset, so that its latents can serve the changed one.
+
+    Args:
+        folder: of a split.
+        about: what the cache should be made from.
+
+    Raises:
+        UserError: if there is no finished cache.
+    """
+    found = read_about(folder)
+    rest = {"version": VERSION, **about}.items() - {(n, about.get(n)) for n in _DATASET}
+    changed = any(not _agrees(found, name, about.get(name)) for name in _DATASET)
+    # One that holds more than is asked for would lose it.
+    return changed and not found.keys() - {"version", *about} and rest <= found.items()
+
+
 class CachedLatents:
     """A cache as random-access examples.
 
     `skipped` is how many examples of the dataset could not be used; the folder's `skipped.tsv`
     lists them, and `most_people` the most people in one picture. Each example is `latents`
     [h, w, c] float32, `references` [r, h, w, c] float32 (r may be 0), `owners` [r], `tokens` [t],
-    `face_boxes` [people, 4], and `text_states` [t, d] float16 where there are any.
+    `face_boxes` [people, 4]; where there are any, `text_states` [t, d] float16, and `deviations`
+    [h, w, c], by which the picture's latents spread around their means.
     """
 
     def __init__(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
@@ -110,18 +173,18 @@ class CachedLatents:
             UserError: if there is no cache, or it was made from something else.
         """
         folder = Path(folder)
-        if not (folder / WHAT).is_file():
-            raise UserError(f"{str(folder)!r} holds no {WHAT}; it is no finished cache")
-        found = json.loads((folder / WHAT).read_text())
-        if "text_encoder" in (about or {}) and "text_encoder" not in found:
-            raise UserError(
-                f"the cache {str(folder)!r} holds no text states; remove it, so that it is made "
-                "again, or do not ask for them"
-            )
-        for name, value in {"version": VERSION, **(about or {})}.items():
-            if found.get(name) != value:
+        found = read_about(folder)
+        wanted = {"version": VERSION, **(about or {})}
+        for name, value in sorted(wanted.items(), key=lambda item: item[0] in _DATASET):
+            if name in _MAY_LACK and name not in found:
                 raise UserError(
-                    f"the cache {str(folder)!r} was made from another {name} "
+                    f"the cache {str(folder)!r} holds no {_MAY_LACK[name]}; remove it, so that it "
+                    "is made again, or do not ask for them"
+                )
+            if not _agrees(found, name, value):
+                thing = _DATASET[0] if name in _DATASET else name
+                raise UserError(
+                    f"the cache {str(folder)!r} was made from another {thing} "
                     f"({found.get(name)!r}, not {value!r}); remove it, so that it is made again"
                 )
         self.skipped = len((folder / SKIPPED).read_text(encoding="utf-8").splitlines())
@@ -129,6 +192,7 @@ class CachedLatents:
         self.most_people = int(np.diff(self._arrays["face_box_starts"]).max())
         states = folder / TEXT_STATES
         self._text_states = np.load(states, mmap_mode="r") if states.is_file() else None
+        self._has_deviations = "posterior" in found
 
     def __len__(self) -> int:
         return len(self._arrays["target"])
@@ -145,6 +209,10 @@ class CachedLatents:
             "tokens": np.asarray(a["tokens"][index]),
             "face_boxes": np.asarray(a["face_boxes"][first_face:end_of_faces]),
         }
+        if self._has_deviations:
+            split = np.split(example["latents"], 2, axis=-1)
+            example["latents"], example["deviations"] = split
+            example["references"] = np.split(example["references"], 2, axis=-1)[0]
         if self._text_states is not None:
             example["text_states"] = np.asarray(self._text_states[index])
         return example

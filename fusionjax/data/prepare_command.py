@@ -21,7 +21,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fusionjax.command import parser_of, progress_bar, run_command
+from fusionjax.command import parser_of, progress_bar, run_command, share_of
 from fusionjax.data.prepared import Wishes
 
 
@@ -111,18 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--processes", type=int, help="how many work at once (all cores)")
     parser.add_argument(
-        "--share", type=_share, metavar="I/N",
+        "--share", type=share_of, metavar="I/N",
         help="do the I-th of N shares of the sources and no more: for N machines with a common "
         "disk; the same command without it then writes the dataset",
     )  # fmt: skip
     return parser
-
-
-def _share(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 3/16")
-    return int(index), int(count)
 
 
 if __name__ == "__main__":

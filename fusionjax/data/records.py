@@ -1,16 +1,22 @@
 """The examples of a TFDS dataset, read from its folder with their pictures still encoded."""
 
 import bisect
+import contextlib
 import functools
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fusionjax import schema
 from fusionjax.errors import UserError
+from fusionjax.files import write_whole
 
 Example = dict[str, Any]
+_DATA_FILES = (".array_record", ".tfrecord", "references-")
 _LINKS = "references-{}.npz"  # beside a split whose records do not hold their references
 
 
@@ -27,6 +33,38 @@ def dataset_info(folder: str | Path) -> Path:
             "of a TFDS dataset, or build one first"
         )
     return info
+
+
+def content_digest(folder: Path, remembered: Path | None) -> str:
+    """16 hex digits of what a dataset's files hold, whatever they are dated.
+
+    Args:
+        folder: the dataset's.
+        remembered: a file in which each file's size, date and digest are kept, so that only what
+            changed is read again; None remembers nothing.
+
+    Returns:
+        The digest.
+    """
+    known: dict[str, list[Any]] = {}
+    if remembered is not None and remembered.is_file():
+        known = schema.read_json(remembered, dict[str, list[Any]])
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(word in path.name for word in _DATA_FILES):
+            state = path.stat()
+            about = [state.st_size, state.st_mtime_ns]
+            if known.get(path.name, [])[:2] == about:
+                found[path.name] = known[path.name]
+                continue
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8))
+            found[path.name] = [*about, digest.hexdigest()]
+    if remembered is not None and found != known:
+        with contextlib.suppress(OSError):  # then they are read again the next time
+            write_whole(remembered, json.dumps(found))
+    digests = json.dumps({name: row[2] for name, row in found.items()})
+    return hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()
 
 
 def open_records(folder: str | Path, split: str) -> Any:

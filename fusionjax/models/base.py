@@ -216,17 +216,39 @@ class BaseModel:
         Raises:
             UserError: if the size does not divide.
         """
+        posterior = self._posterior(params, images)
+        latents = posterior.mean if key is None else posterior.sample(key)
+        return latents * self.vae.scaling_factor
+
+    def encode_posterior(
+        self, params: Params, images: Float[Array, "b H W 3"]
+    ) -> Float[Array, "b h w c2"]:
+        """Images as the mean and standard deviation of their scaled latents, one behind the other.
+
+        Args:
+            params: as for `encode_image`, and so are the images.
+            images: see there.
+
+        Returns:
+            Twice the latents' channels.
+
+        Raises:
+            UserError: as `encode_image`.
+        """
+        posterior = self._posterior(params, images)
+        both = jnp.concatenate([posterior.mean, posterior.std], axis=-1)
+        return both * self.vae.scaling_factor
+
+    def _posterior(self, params: Params, images: Float[Array, "b H W 3"]) -> Any:
         factor = self.vae_scale_factor
         if images.shape[1] % factor or images.shape[2] % factor:
             raise UserError(
                 f"an image has {images.shape[1]}×{images.shape[2]} pixels; "
                 f"both sides must be multiples of {factor}"
             )
-        posterior = self.vae.apply(
+        return self.vae.apply(
             {"params": params["vae"]}, images.transpose(0, 3, 1, 2), method=self.vae.encode
         ).latent_dist
-        latents = posterior.mean if key is None else posterior.sample(key)
-        return latents * self.vae.scaling_factor
 
     def decode(self, params: Params, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """Scaled latents as images.

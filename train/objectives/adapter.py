@@ -90,10 +90,11 @@ class AdapterObjective:
             self._mesh,
             data=data.folder,
             split=split,
-            folder=Path(self.config.cache or f"{data.folder}-latents"),
+            folder=self._cache_folder,
             made_from=self._made_from,
             with_references=True,
             text_states=self.config.text_states,
+            posterior=self.config.sample_posterior,
             most_skipped=data.most_skipped,
             most_people=self.config.people,
         )
@@ -102,7 +103,17 @@ class AdapterObjective:
     def _made_from(self) -> dict[str, str]:
         """Of the caches; it reads all of the autoencoder, and the grids ask for a source too."""
         config = self.config
-        return made_from(self.base, config.data.folder, text_states=config.text_states)
+        return made_from(
+            self.base,
+            config.data.folder,
+            self._cache_folder,
+            text_states=config.text_states,
+            posterior=config.sample_posterior,
+        )
+
+    @property
+    def _cache_folder(self) -> Path:
+        return Path(self.config.cache or f"{self.config.data.folder}-latents")
 
     def make(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         return with_references(example, rng, self.config)
