@@ -79,6 +79,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def take_place(whole: Path, folder: Path, aside: Path) -> None:
+    """Puts a finished folder at the place of another, which is kept aside; see `put_back`."""
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    whole.rename(folder)
+
+
+def put_back(folder: Path, aside: Path) -> None:
+    """Undoes what `take_place` could not finish, if it was killed between its two steps."""
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+
+
 @functools.cache
 def _sweep(folder: Path) -> None:
     """Removes what killed processes left half written in a folder, once in a process's life."""

@@ -38,7 +38,7 @@ from fusionjax.data.cache_part import (
 )
 from fusionjax.data.encoders import Encoders
 from fusionjax.errors import UserError
-from fusionjax.files import locked, whole_folder, write_whole
+from fusionjax.files import locked, take_place, whole_folder, write_whole
 from fusionjax.pixels import decode_image
 
 PART = 512  # examples
@@ -246,9 +246,7 @@ def _assemble(
         _join(beside, places)
         (beside / SKIPPED).write_text(lines, encoding="utf-8")
         (beside / WHAT).write_text(json.dumps({"version": VERSION, **about}, indent=2) + "\n")
-    if folder.exists():
-        folder.rename(replaced)
-    whole.rename(folder)
+    take_place(whole, folder, replaced)
     return reasons
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from fusionjax import photos
 from fusionjax.command import parser_of, progress_bar, run_command
-from fusionjax.data.prepare import held_out
+from fusionjax.data.assemble import held_out
 from fusionjax.data.prepared import jpeg
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole

@@ -13,8 +13,8 @@ are the faces of that person's other pictures. Else, as in the paper, each face 
 own, and its references are made from the picture itself.
 
 What cannot be used is dropped, counted, listed in DATASET/skipped.tsv and shown, with what is kept,
-on a page, DATASET/report.html. Given again, a command
-that was stopped goes on.
+on a page, DATASET/report.html. Given again, a command that was stopped goes on, and one whose
+sources have grown reads only what is new in them.
 """
 
 import argparse
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 processes=args.processes,
                 share=args.share,
                 progress=progress,
+                tell=lambda text: print(f"{args.dataset}: {text}"),
             )
         if reasons is None:
             print(f"done; once all are, the command without --share writes {args.dataset}")

@@ -52,7 +52,7 @@ def write_report(
     reasons: Mapping[str, int],
     faces: Iterable[int],
     people: Mapping[str, int],
-) -> None:
+) -> list[dict[str, list[str]]]:
     """Writes the page.
 
     Args:
@@ -61,11 +61,17 @@ def write_report(
         reasons: how many were dropped, by reason.
         faces: the longer side of each kept picture's face as found, in pixels.
         people: how many kept pictures each has.
+
+    Returns:
+        The examples of all parts that are on the page.
     """
     shown: dict[str, list[str]] = collections.defaultdict(list)
+    of_parts = []
     for part in examples:
-        for kind, pictures in part.items():
-            shown[kind] += pictures[: _SHOWN - len(shown[kind])]
+        taken = {kind: pics[: _SHOWN - len(shown[kind])] for kind, pics in part.items()}
+        for kind, pictures in taken.items():
+            shown[kind] += pictures
+        of_parts.append({kind: pictures for kind, pictures in taken.items() if pictures})
     count = sum(people.values())
     sizes = sorted(collections.Counter(_STEP * (side // _STEP) for side in faces).items())
     rows = [(f"{size} to {size + _STEP - 1}", number) for size, number in sizes]
@@ -86,6 +92,7 @@ def write_report(
         _bars("pictures a person", [(str(n), c) for n, c in sorted(a_person.items())]),
     ]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return of_parts
 
 
 def _gallery(pictures: Iterable[str]) -> str:

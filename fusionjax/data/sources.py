@@ -10,12 +10,14 @@
 A source is cut into parts, each of which one process reads in one go.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import hashlib
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from fusionjax.errors import UserError, shortened, told
 from fusionjax.files import read_whole
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
-PART = 500  # pictures of a folder or a table that are one part
+PART = 500  # rows of a table that are one part; of a folder about so many pictures are
 _TABLES = (".jsonl", ".csv", ".json", ".parquet", ".arrow")
 _PICTURES = ("file_name", "image_file", "image", "jpg", "png", "webp", "path")
 _CAPTIONS = ("text", "caption", "TEXT", "txt", "prompt")
@@ -78,12 +80,21 @@ class Part:
     column: str | None = None
 
     def digest(self) -> str:
-        """16 hex digits of which pictures these are, without reading them."""
-        files = [self.path / name for name in self.names] if self.kind == "folder" else [self.path]
+        """16 hex digits of which pictures and captions these are, without reading pictures."""
         about = [self.kind, str(self.path), self.names, self.by_person, self.column]
+        if self.kind == "folder":
+            pictures = [self.path / name for name in self.names]
+            files = [p.with_suffix(e) for p in pictures for e in (p.suffix, ".txt", ".json")]
+        elif self.kind == "table":
+            rows = _rows_of(self)
+            about += rows
+            files = [self.path.parent / name for row in rows if (name := _file_of(row))]
+        else:
+            files = [self.path]
         for file in files:
-            state = file.stat()
-            about += [state.st_size, state.st_mtime_ns]
+            with contextlib.suppress(OSError, ValueError):  # what is not there may come
+                state = file.stat()
+                about += [file.name, state.st_size, state.st_mtime_ns]
         return hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
 
 
@@ -145,8 +156,15 @@ def _parts_of(source: Path, column: str | None) -> Iterator[Part]:
 
 
 def _folders(folder: Path, names: list[str], *, by_person: bool) -> Iterator[Part]:
-    for start in range(0, len(names), PART):
-        yield Part("folder", folder, tuple(names[start : start + PART]), by_person)
+    """Cuts after names that say so themselves, so that a new one changes its own part alone."""
+    part: list[str] = []
+    for name in names:
+        part.append(name)
+        if zlib.crc32(name.encode("utf-8", "surrogateescape")) % PART == 0 or len(part) == 2 * PART:
+            yield Part("folder", folder, tuple(part), by_person)
+            part = []
+    if part:
+        yield Part("folder", folder, tuple(part), by_person)
 
 
 def _pictures_in(folder: Path) -> Iterator[str]:
@@ -282,10 +300,22 @@ def _rows(path: Path, changed: int) -> list[Any]:
     return [line for line in lines if line.strip()]
 
 
-def _read_table(part: Part) -> Iterator[Picture | Unread]:
+def _rows_of(part: Part) -> list[Any]:
     start, stop = map(int, part.names)
-    rows = _rows(part.path, part.path.stat().st_mtime_ns)[start:stop]
-    for number, row in enumerate(rows, start + 1):
+    return _rows(part.path, part.path.stat().st_mtime_ns)[start:stop]
+
+
+def _file_of(row: Any) -> str:
+    """The picture that a row names; nothing if it names none."""
+    try:
+        values = schema.parse_json(row, "the row") if isinstance(row, str) else row
+        return _first(values, _PICTURES) if isinstance(values, dict) else ""
+    except (UserError, _Unusable):
+        return ""
+
+
+def _read_table(part: Part) -> Iterator[Picture | Unread]:
+    for number, row in enumerate(_rows_of(part), int(part.names[0]) + 1):
         where = f"{part.path}, row {number}"
         try:
             values = schema.parse_json(row, "the row") if isinstance(row, str) else row
