@@ -2,13 +2,10 @@
 
 A photo is read upright, opaque, 8-bit and sRGB (`read_photo`), the face is found and cut out with
 a margin (`find_faces`, `face_square`), and the square is brought to the size at which the base
-model looks at photos (`prepare_photo`). The face detector is dlib's (histograms of oriented
-gradients), which carries its weights in the package: no download, and a licence (Boost) that
-allows any use. OpenCV's Haar cascades do that too, but take patterns in the background for faces.
+model looks at photos (`prepare_photo`).
 """
 
 import contextlib
-import functools
 import io
 import os
 import warnings
@@ -18,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from fusionjax.errors import UserError, shortened
+from fusionjax.face_detection import detect
 from fusionjax.files import open_regular
 from fusionjax.options import CROPS, not_one_of
 
@@ -28,10 +26,8 @@ MAX_PIXELS = 50_000_000  # which take 0.8 GB while transparency is removed
 MAX_JPEG_PIXELS = 178_956_970  # decoded at a fraction; Pillow's own limit
 MIN_SIDE = 32
 _DECODE_SIDE = 4096  # larger JPEGs are decoded at a half, a quarter or an eighth
-_DETECT_SIDE = 800  # faces are looked for in a picture of this size
-_LEAST_DETECTED = 128  # a face in a smaller picture is not seen
-_DETECT_DOUBLINGS = 1  # … enlarged so often; the detector sees faces of 80 pixels and more
-_NEARLY = 0.7  # the detector's boxes come in steps of a sixth, a third in area
+_LEAST_CUT = 128  # a smaller photo has no room for more than a face: it is cut out already
+_NEARLY = 0.7  # in area: boxes of faces as large differ a little with the photo's size
 _FACE_SHARE = 0.5  # of the square's side that the detector's box (brows to chin) takes
 
 
@@ -126,14 +122,7 @@ def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
     Returns:
         Boxes from the brows to the chin: (left, top, width, height) in pixels.
     """
-    scale = min(1.0, _DETECT_SIDE / max(image.size))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
-    boxes = [
-        tuple(round(v / scale) for v in (box.left(), box.top(), box.width(), box.height()))
-        for box in _detector()(small, _DETECT_DOUBLINGS)
-    ]
-    return sorted(boxes, key=lambda box: -box[2] * box[3])  # type: ignore[return-value]
+    return [face.box for face in detect(image)]
 
 
 def face_square(
@@ -184,7 +173,7 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         raise UserError(not_one_of("crop", crop, CROPS))
     image = read_photo(source)
     fits, name = image.size == (size, size), _name_of(source)
-    if fits and (crop == "none" or size < _LEAST_DETECTED):
+    if fits and (crop == "none" or size < _LEAST_CUT):
         return image
     if crop == "auto":
         faces = find_faces(image)
@@ -229,13 +218,6 @@ def _chosen(faces: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]
     """
     largest = max(width * height for *_, width, height in faces)
     return min(face for face in faces if face[2] * face[3] > _NEARLY * largest)
-
-
-@functools.cache
-def _detector() -> Any:
-    import dlib  # here: it is needed only where a photo is not cut out yet
-
-    return dlib.get_frontal_face_detector()
 
 
 def _from_array(array: Any) -> Image.Image:

