@@ -1,6 +1,7 @@
 """Pictures from folders, shards and tables become one dataset: the same from each of them."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -17,14 +18,16 @@ import pytest
 from PIL import Image, ImageOps
 from skimage import data
 
-from fusionjax import photos
 from fusionjax.__main__ import main
-from fusionjax.data import prepare, sources
+from fusionjax.data import clusters as clusters_module
+from fusionjax.data import prepare, prepared, sources
 from fusionjax.data.cache import CachedLatents, text
+from fusionjax.data.clusters import clusters
 from fusionjax.data.prepared import Dropped, Wishes, prepare_picture
 from fusionjax.data.records import open_records
 from fusionjax.data.sources import Picture, Unread, parts_of, read_part
 from fusionjax.errors import UserError
+from fusionjax.face_detection import Face
 from fusionjax.interop.adapter_file import load_adapter_file
 from fusionjax.pixels import decode_image
 from tests.tiny import tiny_base
@@ -207,9 +210,57 @@ def test_what_img2dataset_writes_unpacked_are_no_people(tmp_path):
 
 
 def test_each_face_may_be_a_person_of_its_own(tmp_path):
-    wishes = Wishes(size=64, smallest_picture=128, smallest_face=32, own_person=True)
+    wishes = Wishes(size=64, smallest_picture=128, smallest_face=32, people="own")
     prepare.prepare(as_folders(tmp_path / "in"), tmp_path / "out", wishes, processes=1)
     assert all(not references for *_, references, _, _ in content(tmp_path / "out"))
+
+
+def test_alike_faces_are_one_persons(tmp_path):
+    """Whatever the folders say; pictures of several people stay by themselves."""
+    root = tmp_path / "in"
+    root.mkdir()
+    for number, picture in enumerate(PICTURES[:4]):
+        (root / f"{number}.jpg").write_bytes(picture)
+        (root / f"{number}.txt").write_text(f"picture {number}")
+    wide = Image.new("RGB", (520, 260))
+    for number in range(2):
+        wide.paste(Image.open(io.BytesIO(PICTURES[4 + number])), (260 * number, 0))
+    wide.save(root / "4.png")
+    (root / "4.txt").write_text("two people")
+    wishes = dataclasses.replace(SMALL, people="cluster")
+    prepare.prepare([root], tmp_path / "out", wishes, processes=1)
+    found = content(tmp_path / "out")
+    assert sorted(len(references) for *_, references, _, _ in found) == [0, 3, 3, 3, 3]
+    strict = prepare.prepare([root], tmp_path / "strict", wishes, processes=1, same_person=0.9999)
+    assert not strict
+    assert all(not references for *_, references, _, _ in content(tmp_path / "strict"))
+
+
+def test_clusters_are_by_the_mean():
+    """A chain of pairs does not make one of two; each group is numbered by its first."""
+    angles = np.deg2rad([0, 300, 5, 60, 303, 10, 30, 62])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    labels = clusters(vectors, np.cos(np.deg2rad(29)))
+    np.testing.assert_array_equal(labels, [0, 1, 0, 2, 1, 0, 0, 2])
+    np.testing.assert_array_equal(clusters(vectors, 1.0), range(8))
+    np.testing.assert_array_equal(clusters(vectors, -1.0), [0] * 8)
+    assert clusters(np.zeros((1, 128), np.float16), 0.5).tolist() == [0]
+
+
+def test_too_many_alike_are_divided_first(monkeypatch):
+    """Into what more alike faces link; the same groups here."""
+    rng = np.random.default_rng(0)
+    people = rng.standard_normal((40, 128))
+    faces = np.repeat(people, 10, axis=0) + 0.8 * rng.standard_normal((400, 128))
+    faces = faces[rng.permutation(400)]
+    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+    expected = clusters(faces, 0.22)
+    assert len(np.unique(expected)) == 40
+    linked = clusters_module._linked(faces, np.arange(400), 0.22)
+    assert max(map(len, linked)) > 100  # strangers' pairs chain people together
+    monkeypatch.setattr(clusters_module, "_MOST", 100)
+    monkeypatch.setattr(clusters_module, "_BLOCK", 64)
+    np.testing.assert_array_equal(clusters(faces, 0.22), expected)
 
 
 def test_a_stopped_run_goes_on(expected, tmp_path, monkeypatch):
@@ -415,17 +466,18 @@ def test_wishes(wishes, words):
 def test_several_faces(monkeypatch):
     """Each a person of its own, or dropped where one person is meant."""
     boxes = [(40, 60, 60, 60), (160, 60, 55, 55), (100, 200, 20, 20)]
-    monkeypatch.setattr(photos, "find_faces", lambda image: boxes)
+    faces = [Face(box, np.zeros(15, np.float32)) for box in boxes]
+    monkeypatch.setattr(prepared, "detect", lambda image: faces)
     picture = Picture("a", PICTURES[0], "two people", "p0")
     with pytest.raises(Dropped, match="several faces, and which of them is the person's"):
         prepare_picture(picture, SMALL)
-    both = prepare_picture(picture, Wishes(size=64, smallest_face=32, own_person=True))
+    both = prepare_picture(picture, Wishes(size=64, smallest_face=32, people="own"))
     assert both.boxes.shape == (2, 4)
     assert both.face is None
     np.testing.assert_allclose(both.boxes[0], np.array([60, 40, 120, 100]) / 260, atol=1e-6)
     with pytest.raises(Dropped, match="more than 1 faces"):
         prepare_picture(picture, Wishes(smallest_face=32, most_faces=1))
-    monkeypatch.setattr(photos, "find_faces", lambda image: [boxes[0], boxes[2]])
+    monkeypatch.setattr(prepared, "detect", lambda image: [faces[0], faces[2]])
     assert len(prepare_picture(picture, Wishes(smallest_face=8)).boxes) == 1
 
 

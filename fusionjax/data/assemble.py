@@ -4,6 +4,7 @@ A dataset remembers the parts that it was made of, so that when its sources grow
 read: the rest is taken from its own records.
 """
 
+import base64
 import collections
 import dataclasses
 import hashlib
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from fusionjax import schema
+from fusionjax.data.clusters import clusters
+from fusionjax.data.prepared import Prepared
 from fusionjax.data.report import write_report
 from fusionjax.errors import UserError, printable, shortened
 from fusionjax.files import whole_folder, write_whole
@@ -40,6 +43,7 @@ class Entry:
         is_known: whether the source says who that is.
         look: as of `Prepared`.
         face_pixels: likewise.
+        likeness: likewise, as text.
     """
 
     part: int
@@ -48,6 +52,16 @@ class Entry:
     is_known: bool
     look: int
     face_pixels: int
+    likeness: str = ""
+
+
+def remembered(found: Prepared) -> list[Any]:
+    """What is kept of a record for its `Entry`, as JSON values."""
+    likeness = b"" if found.likeness is None else found.likeness.tobytes()
+    # Whose face is kept alone is known, or will be.
+    is_known = found.face is not None and not likeness
+    text = base64.b85encode(likeness).decode()
+    return [found.person, is_known, found.look, found.face_pixels, text]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +74,15 @@ class Division:
         max_references: most photos shown with a picture.
         most_skipped: the largest share of pictures that may be dropped.
         keep_duplicates: keep what looks like an earlier picture.
+        same_person: from which mean similarity faces are one person's, where they are compared;
+            from -1 to 1.
     """
 
     validation_share: float = 0.05
     max_references: int = 4
     most_skipped: float = 0.5
     keep_duplicates: bool = False
+    same_person: float = 0.5
 
 
 class Part:
@@ -173,7 +190,7 @@ class Assembly:
             self._lines += [
                 f"{printable(entry.person)}\tlooks like an earlier picture" for entry in doubles
             ]
-        self._entries = entries
+        self._entries = entries = _with_people(entries, division.same_person)
         self.reasons = collections.Counter(line.partition("\t")[2] for line in self._lines)
         digests = list(parts)
         self.lacking = {
@@ -281,6 +298,24 @@ def _without_doubles(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     return kept, doubles
 
 
+def _with_people(entries: list[Entry], same_person: float) -> list[Entry]:
+    """Entries with the person that their faces were found to be, where they are compared.
+
+    Clusters have the name of their first picture.
+    """
+    compared = [number for number, entry in enumerate(entries) if entry.likeness]
+    if not compared:
+        return entries
+    likenesses = np.stack(
+        [np.frombuffer(base64.b85decode(entries[n].likeness), np.float16) for n in compared]
+    )
+    entries, names = list(entries), dict[int, str]()
+    for number, label in zip(compared, clusters(likenesses, same_person), strict=True):
+        name = names.setdefault(int(label), entries[number].person)
+        entries[number] = dataclasses.replace(entries[number], person=name, is_known=True)
+    return entries
+
+
 def _divided(entries: list[Entry], validation_share: float) -> dict[str, list[Entry]]:
     """Entries by split: people by a number that depends on their name alone, at least one each."""
     people = {entry.person for entry in entries}
@@ -333,17 +368,19 @@ def _references(entries: list[Entry], most: int) -> tuple[np.ndarray, np.ndarray
 def _write_info(folder: Path, shards: dict[str, list[int]]) -> None:
     import tensorflow_datasets as tfds
 
-    from fusionjax.data.builders import Prepared
+    from fusionjax.data import builders
 
-    info = Prepared(data_dir=str(folder)).info
+    info = builders.Prepared(data_dir=str(folder)).info
     template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=Prepared.name, filetype_suffix="array_record"
+        data_dir=folder, dataset_name=builders.Prepared.name, filetype_suffix="array_record"
     )
     splits = [
         tfds.core.SplitInfo(
             name=name,
             shard_lengths=lengths,
-            num_bytes=sum(path.stat().st_size for path in folder.glob(f"{Prepared.name}-{name}.*")),
+            num_bytes=sum(
+                path.stat().st_size for path in folder.glob(f"{builders.Prepared.name}-{name}.*")
+            ),
             filename_template=template.replace(split=name),
         )
         for name, lengths in shards.items()

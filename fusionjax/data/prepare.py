@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fusionjax.data.assemble import INDEX, PLAN, Assembly, Division, Finished, Part
+from fusionjax.data.assemble import INDEX, PLAN, Assembly, Division, Finished, Part, remembered
 from fusionjax.data.prepared import Dropped, Wishes, prepare_picture
 from fusionjax.data.prepared import Prepared as Found
 from fusionjax.data.report import KEPT, Examples
@@ -211,7 +211,7 @@ def _do_part(job: tuple[Source, Path], wishes: Wishes) -> None:
                 continue
             examples.add(KEPT, found.image)
             writer.write(serialize(found))
-            kept.append([found.person, found.face is not None, found.look, found.face_pixels])
+            kept.append(remembered(found))
         writer.close()
         index = {"kept": kept, "skipped": dropped, "examples": examples.found}
         (beside / INDEX).write_text(json.dumps(index), encoding="utf-8")

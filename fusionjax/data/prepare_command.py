@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 
 from fusionjax.command import parser_of, progress_bar, run_command, share_of
-from fusionjax.data.prepared import Wishes
+from fusionjax.data.prepared import PEOPLE, Wishes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             most_faces=args.most_faces,
             shortest_caption=args.shortest_caption,
             least_sharpness=args.least_sharpness,
-            own_person=args.people == "own",
+            people=args.people,
         )
         with progress_bar("preparing", unit=" parts") as progress:
             reasons = prepare(
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 max_references=args.max_references,
                 most_skipped=args.most_skipped,
                 keep_duplicates=args.keep_duplicates,
+                same_person=args.same_person,
                 processes=args.processes,
                 share=args.share,
                 progress=progress,
@@ -93,9 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         help="least variance of the Laplacian of a face; 100 drops blurred ones (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--people", choices=["source", "own"], default="source",
+        "--people", choices=PEOPLE, default="source",
         help="source: whose a picture is is what the source says, if it does; own: each face is a "
-        "person of its own (%(default)s)",
+        "person of its own; cluster: faces that are alike are one person's (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--same-person", type=float, default=0.5,
+        help="with --people cluster: from which mean similarity faces are one person's; -1 to 1 "
+        "(%(default)s)",
     )  # fmt: skip
     parser.add_argument("--person-column", help="the tables' column that names a person (person)")
     parser.add_argument(

@@ -13,7 +13,10 @@ from PIL import Image
 from fusionjax import photos
 from fusionjax.data.sources import Picture
 from fusionjax.errors import UserError, at_least
+from fusionjax.face_detection import detect, embed
+from fusionjax.options import not_one_of
 
+PEOPLE = ("source", "own", "cluster")
 _LONGEST_CAPTION = 2_000
 _CLEARLY = 0.5  # of the largest face's area, that a second one must be below to be somebody behind
 
@@ -29,7 +32,9 @@ class Wishes:
         most_faces: more of them, and the picture is dropped.
         shortest_caption: in characters.
         least_sharpness: least variance of the Laplacian of a face; 100 drops blurred ones.
-        own_person: each face is a person of its own, whatever the source says.
+        people: `source`: whose a picture is is what the source says, if it does; `own`: each face
+            is a person of its own; `cluster`: faces that are alike are one person's, whatever the
+            source says. Of pictures with several people each face is then a person of its own.
     """
 
     size: int = 512
@@ -38,13 +43,15 @@ class Wishes:
     most_faces: int = 3
     shortest_caption: int = 1
     least_sharpness: float = 0.0
-    own_person: bool = False
+    people: str = "source"
 
     def __post_init__(self) -> None:
         at_least(32, size=self.size, smallest_picture=self.smallest_picture)
         at_least(1, smallest_face=self.smallest_face, most_faces=self.most_faces)
         at_least(1, shortest_caption=self.shortest_caption)
         at_least(0, least_sharpness=self.least_sharpness)
+        if self.people not in PEOPLE:
+            raise UserError(not_one_of("people", self.people, PEOPLE))
 
 
 class Dropped(Exception):
@@ -63,6 +70,8 @@ class Prepared:
         person: whose picture it is; of pictures of nobody's that is known, their own name.
         look: 64 bits that are alike for pictures that look alike.
         face_pixels: the longer side of the largest face in the picture as found.
+        likeness: by which the only face is compared with others, float16 [128]; None where they
+            are not.
     """
 
     image: bytes
@@ -72,6 +81,7 @@ class Prepared:
     person: str
     look: int
     face_pixels: int
+    likeness: Float[np.ndarray, "128"] | None = None
 
 
 def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
@@ -95,12 +105,14 @@ def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
     image = _read(picture)
     if min(image.size) < wishes.smallest_picture:
         raise Dropped(f"smaller than {wishes.smallest_picture} pixels")
-    faces = [box for box in photos.find_faces(image) if max(box[2:]) >= wishes.smallest_face]
+    found = [face for face in detect(image) if max(face.box[2:]) >= wishes.smallest_face]
+    faces = [face.box for face in found]
     if not faces:
         raise Dropped(f"no face of {wishes.smallest_face} pixels or more was found")
     if len(faces) > wishes.most_faces:
         raise Dropped(f"more than {wishes.most_faces} faces")
-    known = picture.person if not wishes.own_person else None
+    known = picture.person if wishes.people == "source" else None
+    compared = wishes.people == "cluster" and len(faces) == 1
     if known is not None:
         first, *others = (box[2] * box[3] for box in faces)
         if others and others[0] > _CLEARLY * first:
@@ -114,12 +126,13 @@ def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
     whole = image.crop(square)
     return Prepared(
         jpeg(whole, wishes.size),
-        None if known is None else jpeg(face, wishes.size),
+        jpeg(face, wishes.size) if known is not None or compared else None,
         boxes,
         caption,
         picture.name if known is None else known,
         look_of(whole),
         max(faces[0][2:]),
+        embed(image, found[0]).astype(np.float16) if compared else None,
     )
 
 
