@@ -93,6 +93,29 @@ def put_back(folder: Path, aside: Path) -> None:
         aside.rename(folder)
 
 
+def check_room(folder: Path, wanted: int) -> None:
+    """Says early that a disk will not do.
+
+    Args:
+        folder: where something is being written.
+        wanted: bytes still to come, as far as that is known.
+
+    Raises:
+        UserError: if there are fewer.
+    """
+    if wanted > (free := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"{shortened(str(folder), 200)} would take {wanted / 1e9:.3g} GB more, of which "
+            f"{free / 1e9:.3g} GB are free; make room and give the same command again: what is "
+            "done is kept"
+        )
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 @functools.cache
 def _sweep(folder: Path) -> None:
     """Removes what killed processes left half written in a folder, once in a process's life."""

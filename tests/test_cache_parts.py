@@ -86,6 +86,21 @@ def test_a_stopped_cache_goes_on(calls, tmp_path):
     assert first.pictures + second.pictures < 2 * whole.pictures
 
 
+def test_a_disk_that_will_be_full_is_told_early(tmp_path, monkeypatch):
+    usage = shutil.disk_usage
+    small = usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: small)
+    with pytest.raises(UserError, match=r"would take .* GB more, of which 1e-07 GB are free"):
+        write(tmp_path / "c", examples(), first := Counting())
+    monkeypatch.undo()
+    monkeypatch.setattr(build_cache, "PART", 3)
+    write(tmp_path / "c", examples(), second := Counting())
+    write(tmp_path / "whole", examples(), whole := Counting())
+    assert first.pictures > 0
+    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+    assert second.pictures == whole.pictures - first.pictures
+
+
 @pytest.mark.parametrize("left", ["whole", "replaced"])
 def test_what_a_killed_run_left_at_the_end_is_no_matter(left, tmp_path):
     (tmp_path / "c.unfinished" / left / "sub").mkdir(parents=True)

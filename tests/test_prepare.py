@@ -456,11 +456,36 @@ def test_pictures_that_are_dropped(change, words):
         ({"smallest_face": 200}, "no face of 200 pixels or more was found"),
         ({"shortest_caption": 9}, "a caption that is too short"),
         ({"least_sharpness": 1e6}, "a blurred face"),
+        ({"language": "de"}, "a caption in another language than de"),
     ],
 )
 def test_wishes(wishes, words):
     with pytest.raises(Dropped, match=words):
         prepare_picture(Picture("a", PICTURES[0], "words"), Wishes(**wishes))
+
+
+def test_a_caption_in_the_language_wished_for():
+    picture = Picture("a", PICTURES[0], "Ein Mann mit Hut sitzt im Garten")
+    assert prepare_picture(picture, dataclasses.replace(SMALL, language="de"))
+    with pytest.raises(UserError, match="language is 'xx'; did you mean 'zxx'.? Choose one of"):
+        Wishes(language="xx")
+
+
+def test_a_disk_that_will_be_full_is_told_early(tmp_path, monkeypatch):
+    """After the first part; what is done is kept, and the same command goes on."""
+    monkeypatch.setattr(sources, "PART", 2)
+    found, usage = as_folders(tmp_path / "in"), shutil.disk_usage
+    small = usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: small)
+    with pytest.raises(
+        UserError, match=r"out\.unfinished would take .* GB more, of which 1e-07 GB"
+    ):
+        prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
+    parts = [path for path in (tmp_path / "out.unfinished").iterdir() if path.is_dir()]
+    assert len(parts) == 1
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
+    assert len(content(tmp_path / "out")) == 9
 
 
 def test_several_faces(monkeypatch):

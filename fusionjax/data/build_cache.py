@@ -38,7 +38,14 @@ from fusionjax.data.cache_part import (
 )
 from fusionjax.data.encoders import Encoders
 from fusionjax.errors import UserError
-from fusionjax.files import locked, take_place, whole_folder, write_whole
+from fusionjax.files import (
+    check_room,
+    locked,
+    size_of,
+    take_place,
+    whole_folder,
+    write_whole,
+)
 from fusionjax.pixels import decode_image
 
 PART = 512  # examples
@@ -120,6 +127,7 @@ def write_cache(
         for span, place in mine:
             if not place.is_dir():
                 write_part(place, source, span, encoders, how, known, tell)
+                _check_room(place, [place for _, place in parts])
             done += len(span)
             tell(0)
         if share is not None:
@@ -127,6 +135,12 @@ def write_cache(
         reasons = _assemble(folder, [place for _, place in parts], len(source), about, how)
     shutil.rmtree(unfinished)
     return reasons
+
+
+def _check_room(done: Path, parts: list[Path]) -> None:
+    """All parts are as large as one that is done; the whole is written when they all are."""
+    missing = sum(not place.is_dir() for place in parts)
+    check_room(done.parent, size_of(done) * (missing + len(parts)))
 
 
 def parts_missing(

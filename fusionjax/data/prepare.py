@@ -30,7 +30,15 @@ from fusionjax.data.report import KEPT, Examples
 from fusionjax.data.sources import Part as Source
 from fusionjax.data.sources import Picture, parts_of, read_part
 from fusionjax.errors import UserError, at_least, printable, shortened, told
-from fusionjax.files import locked, put_back, take_place, whole_folder, write_whole
+from fusionjax.files import (
+    check_room,
+    locked,
+    put_back,
+    size_of,
+    take_place,
+    whole_folder,
+    write_whole,
+)
 
 _WHOLE, _REPLACED = "whole", "replaced"
 Progress = Callable[[int, int], None]
@@ -150,8 +158,10 @@ def _do_parts(
     pairs = [(part, work / digest) for digest, part in parts.items()]
     waiting = [(part, place) for part, place in pairs if not place.exists()]
     done = len(parts) - len(waiting)
-    for _ in _mapped(functools.partial(_do_part, wishes=wishes), waiting, processes):
+    for size in _mapped(functools.partial(_do_part, wishes=wishes), waiting, processes):
         done += 1
+        # All parts are as large, and the dataset is written when they all are.
+        check_room(work, size * (2 * len(parts) - done))
         if progress is not None:
             progress(done, len(parts))
 
@@ -167,10 +177,10 @@ def _check_same(work: Path, wishes: dict[str, Any]) -> None:
 
 
 def _mapped(
-    do: Callable[[tuple[Source, Path]], None],
+    do: Callable[[tuple[Source, Path]], int],
     waiting: list[tuple[Source, Path]],
     processes: int | None,
-) -> Iterator[None]:
+) -> Iterator[int]:
     processes = min(processes or os.cpu_count() or 1, len(waiting))
     if processes <= 1:
         yield from map(do, waiting)
@@ -190,8 +200,12 @@ def _begin_worker() -> None:
 # --- one part -------------------------------------------------------------------------------------
 
 
-def _do_part(job: tuple[Source, Path], wishes: Wishes) -> None:
-    """Reads a part, and writes its records, their index and what was dropped; whole or nothing."""
+def _do_part(job: tuple[Source, Path], wishes: Wishes) -> int:
+    """Reads a part, and writes its records, their index and what was dropped; whole or nothing.
+
+    Returns:
+        The bytes that it takes.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     part, place = job
@@ -215,6 +229,7 @@ def _do_part(job: tuple[Source, Path], wishes: Wishes) -> None:
         writer.close()
         index = {"kept": kept, "skipped": dropped, "examples": examples.found}
         (beside / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return size_of(place)
 
 
 def _serializer() -> Callable[[Found], bytes]:

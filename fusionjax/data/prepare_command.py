@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             smallest_face=args.smallest_face,
             most_faces=args.most_faces,
             shortest_caption=args.shortest_caption,
+            language=args.language,
             least_sharpness=args.least_sharpness,
             people=args.people,
         )
@@ -89,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in numbers.items():
         value = getattr(default, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (%(default)s)")
+    parser.add_argument(
+        "--language", default="", help="of the captions, such as en; others are dropped (any)"
+    )
     parser.add_argument(
         "--least-sharpness", type=float, default=default.least_sharpness,
         help="least variance of the Laplacian of a face; 100 drops blurred ones (%(default)s)",

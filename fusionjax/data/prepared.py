@@ -31,6 +31,7 @@ class Wishes:
         smallest_face: the longer side of a face as found, in pixels; smaller ones do not count.
         most_faces: more of them, and the picture is dropped.
         shortest_caption: in characters.
+        language: of the caption, two letters such as `en`; nothing takes any.
         least_sharpness: least variance of the Laplacian of a face; 100 drops blurred ones.
         people: `source`: whose a picture is is what the source says, if it does; `own`: each face
             is a person of its own; `cluster`: faces that are alike are one person's, whatever the
@@ -42,6 +43,7 @@ class Wishes:
     smallest_face: int = 64
     most_faces: int = 3
     shortest_caption: int = 1
+    language: str = ""
     least_sharpness: float = 0.0
     people: str = "source"
 
@@ -50,6 +52,11 @@ class Wishes:
         at_least(1, smallest_face=self.smallest_face, most_faces=self.most_faces)
         at_least(1, shortest_caption=self.shortest_caption)
         at_least(0, least_sharpness=self.least_sharpness)
+        if self.language:
+            from py3langid import rank
+
+            if self.language not in (known := sorted(name for name, _ in rank("a caption"))):
+                raise UserError(not_one_of("language", self.language, known))
         if self.people not in PEOPLE:
             raise UserError(not_one_of("people", self.people, PEOPLE))
 
@@ -102,6 +109,8 @@ def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
         raise Dropped("no caption" if not caption else "a caption that is too short")
     if len(caption) > _LONGEST_CAPTION:
         raise Dropped(f"a caption of more than {_LONGEST_CAPTION:,} characters")
+    if wishes.language and _language(caption) != wishes.language:
+        raise Dropped(f"a caption in another language than {wishes.language}")
     image = _read(picture)
     if min(image.size) < wishes.smallest_picture:
         raise Dropped(f"smaller than {wishes.smallest_picture} pixels")
@@ -134,6 +143,12 @@ def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
         max(faces[0][2:]),
         embed(image, found[0]).astype(np.float16) if compared else None,
     )
+
+
+def _language(caption: str) -> str:
+    from py3langid import classify  # here: reading its model takes a moment
+
+    return str(classify(caption)[0])
 
 
 def _read(picture: Picture) -> Image.Image:
