@@ -65,7 +65,7 @@ def as_shards(root):
     root.mkdir()
     for shard in range(2):
         with tarfile.open(root / f"{shard:05d}.tar", "w") as file:
-            for number in range(shard, 9, 2):
+            for number in range(shard, len(PICTURES), 2):
                 about = {"caption": WORDS[number], "person": PEOPLE[number], "status": "success"}
                 for ending, content in (("jpg", PICTURES[number]),
                                         ("json", json.dumps(about).encode())):  # fmt: skip
@@ -188,6 +188,43 @@ def test_other_sources_give_the_same_records(expected, tmp_path, write):
     found = write(tmp_path / "in")
     assert not prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
     assert content(tmp_path / "out") == content(expected)
+
+
+@pytest.mark.slow
+def test_two_hundred_pictures_from_everywhere(tmp_path, monkeypatch):
+    """More than a part of each kind, by several processes."""
+    rng = np.random.default_rng(0)
+    files = []
+    for number in range(200):
+        image = Image.open(io.BytesIO(PICTURES[number % 9])).rotate(rng.uniform(-8, 8))
+        light = 1 - number % 7 / 20
+        image = image.resize((rng.integers(160, 260),) * 2).point(lambda v, by=light: v * by)
+        image.save(file := io.BytesIO(), "JPEG")
+        files.append(file.getvalue())
+    here = sys.modules[__name__]
+    for name, value in (
+        ("PICTURES", files),
+        ("PEOPLE", [f"p{number % 40}" for number in range(200)]),
+        ("WORDS", [f"picture {number} of p{number % 40}" for number in range(200)]),
+    ):
+        monkeypatch.setattr(here, name, value, raising=False)
+    monkeypatch.setattr(sources, "PART", 50)
+    found = {
+        write.__name__ + str(number): write(tmp_path / str(number))
+        for number, write in enumerate([
+            as_folders, as_shards, as_parquet, as_arrow,
+            lambda root: as_table(root, as_jsonl), lambda root: as_table(root, as_ip_adapter),
+        ])
+    }  # fmt: skip
+    records = []
+    for name, source in found.items():
+        out = tmp_path / f"out {name}"
+        column = {"column": "who"} if "parquet" in name else {}
+        prepare.prepare(source, out, SMALL, keep_duplicates=True, processes=2, **column)
+        records.append(content(out))
+        shutil.rmtree(out)
+    assert len(records[0]) > 190
+    assert all(each == records[0] for each in records[1:])
 
 
 def test_a_column_says_whose_a_picture_is(expected, tmp_path):
@@ -467,7 +504,7 @@ def test_wishes(wishes, words):
 def test_a_caption_in_the_language_wished_for():
     picture = Picture("a", PICTURES[0], "Ein Mann mit Hut sitzt im Garten")
     assert prepare_picture(picture, dataclasses.replace(SMALL, language="de"))
-    with pytest.raises(UserError, match="language is 'xx'; did you mean 'zxx'.? Choose one of"):
+    with pytest.raises(UserError, match="language is 'xx'; did you mean 'zxx'"):
         Wishes(language="xx")
 
 
