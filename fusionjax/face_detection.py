@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from fusionjax.errors import UserError
@@ -83,10 +83,20 @@ def embed(image: Image.Image, face: Face) -> Float[np.ndarray, "128"]:
         image: in which `detect` found it.
         face: the face.
     """
-    recogniser = _network("face_recognition_sface", _recogniser)
-    aligned = recogniser.alignCrop(_bgr(image), face.found)
-    vector = recogniser.feature(aligned)[0]
+    crop = np.ascontiguousarray(aligned(image, face)[:, :, ::-1])
+    vector = _network("face_recognition_sface", _recogniser).feature(crop)[0]
     return vector / max(float(np.linalg.norm(vector)), 1e-12)  # type: ignore[no-any-return]
+
+
+def aligned(image: Image.Image, face: Face) -> UInt8[np.ndarray, "112 112 3"]:
+    """A face turned upright and cut out, eyes, nose and mouth where they always are.
+
+    Args:
+        image: in which `detect` found it.
+        face: the face.
+    """
+    recogniser = _network("face_recognition_sface", _recogniser)
+    return recogniser.alignCrop(_bgr(image), face.found)[:, :, ::-1]  # type: ignore[no-any-return]
 
 
 def _bgr(image: Image.Image) -> np.ndarray:

@@ -1,23 +1,36 @@
-"""`python -m fusionjax evaluate`: paints the suite in every way and writes the tables.
+"""`python -m fusionjax evaluate`: paints a suite and writes the tables.
 
     python -m fusionjax evaluate --suite mini --fusion runs/mini-… --output evaluation/
 
-writes `table.md`, `results.json`, `sheet.png` and `pairs.png`. The same command gives the same
-numbers. `--fusion none` measures the base alone.
+paints drawn people in every way and writes `table.md`, `results.json`, `sheet.png` and `pairs.png`.
+The same command gives the same numbers. `--fusion none` measures the base alone.
+
+    python -m fusionjax evaluate --suite faces --people PEOPLE --base sd15/ --fusion RUN \\
+        --method IP-Adapter=FOLDER --output evaluation/
+
+paints real people, a folder of photos each, by 100 prompts or those of a file (one a line,
+`{person}` for a person), and measures that beside other methods' pictures, which are found as
+FOLDER/person/0001.png (the first prompt) and so on. Without --fusion it measures those alone.
+What is painted already is kept, so that a stopped command goes on.
 """
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fusionjax.command import parser_of, progress_bar, run_command
+from fusionjax.command import parser_of, progress_bar, run_command, share_of
+from fusionjax.errors import UserError, told
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of("python -m fusionjax evaluate", __doc__)
-    parser.add_argument("--suite", choices=["mini"], default="mini", help="what is painted")
+    parser.add_argument(
+        "--suite", choices=["mini", "faces"], default="mini", help="what is painted (mini)"
+    )
     parser.add_argument("--base", help="the base model; without it the adapter's own, or the mini")
     parser.add_argument(
         "--fusion",
@@ -34,8 +47,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split", help="whose people: test, or validation for choosing among settings"
     )
-    parser.add_argument("--people", type=int, help="how many people")
-    parser.add_argument("--prompts", type=int, help="prompts for each of them")
+    parser.add_argument("--people", help="mini: how many people; faces: the folder of theirs")
+    parser.add_argument("--prompts", help="mini: prompts for each of them; faces: their file")
+    parser.add_argument("--most-people", type=int, help="faces: so many of them (all)")
+    parser.add_argument("--most-prompts", type=int, help="faces: so many of them (all)")
+    parser.add_argument(
+        "--method", action="append", metavar="NAME=FOLDER", dest="methods", type=_method,
+        help="faces: measure these pictures too; may be given again",
+    )  # fmt: skip
+    parser.add_argument("--clip", help="faces: folder of a CLIP, for the score of the prompt")
+    parser.add_argument(
+        "--share", type=share_of, metavar="I/N",
+        help="faces: paint the I-th of N shares of the people and measure nothing; the same "
+        "command without it then measures",
+    )  # fmt: skip
     parser.add_argument("--pairs", type=int, help="pictures of two people")
     parser.add_argument("--photos", type=int, help="photos to compare one photo with")
     parser.add_argument("--steps", type=int, help="steps of the sampler")
@@ -60,18 +85,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: _run(args))
 
 
+def _method(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
+    return name, folder
+
+
+def _of_suite(args: argparse.Namespace, suite: type, others: Sequence[str]) -> dict[str, Any]:
+    """What was given of a suite's fields; what only another suite knows is refused."""
+    for name in others:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is nothing of --suite {args.suite}")
+    names = [field.name for field in dataclasses.fields(suite)]
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+_OF_FACES = ("most_people", "most_prompts", "methods", "clip", "share")
+_OF_MINI = ("decoupled", "recogniser", "split", "pairs", "photos")
+
+
 def _run(args: argparse.Namespace) -> None:
-    from fusionjax.evaluation import evaluate, report
-    from fusionjax.evaluation.suite import Suite
     from fusionjax.files import make_folder
 
-    given = {
-        field.name: getattr(args, field.name)
-        for field in dataclasses.fields(Suite)
-        if getattr(args, field.name) is not None
-    }
-    suite, folder = Suite(**given), Path(args.output)
-    make_folder(folder)
+    make_folder(Path(args.output))
+    (_run_faces if args.suite == "faces" else _run_mini)(args, Path(args.output))
+
+
+def _run_faces(args: argparse.Namespace, folder: Path) -> None:
+    from fusionjax.evaluation import evaluate, faces_report, faces_suite
+
+    if args.people is None:
+        raise UserError("--suite faces needs --people FOLDER, with a folder of photos for each")
+    given = _of_suite(args, faces_suite.FacesSuite, _OF_MINI)
+    suite = faces_suite.FacesSuite(**given | {"methods": dict(args.methods or [])})
+    pipeline = None
+    if args.fusion is not None or args.base is not None:
+        pipeline = functools.partial(evaluate.open_pipeline, args.base, args.fusion)
+    with progress_bar("evaluating") as progress:
+        results = faces_suite.run(
+            suite, folder, pipeline, lambda stage, done, of: progress(done, of, stage)
+        )
+    if results is None:
+        print("its share is painted; once all are, the command without --share measures")
+    else:
+        print(f"{faces_report.table(results)}\n{folder} holds it, with all numbers and a sheet")
+
+
+def _run_mini(args: argparse.Namespace, folder: Path) -> None:
+    from fusionjax.evaluation import evaluate, report
+    from fusionjax.evaluation.suite import Suite
+
+    for name in ("people", "prompts"):
+        if (value := getattr(args, name)) is not None:
+            if not value.isdecimal():
+                raise UserError(f"--{name} is {told(value)}; of --suite mini it is a whole number")
+            setattr(args, name, int(value))
+    suite = Suite(**_of_suite(args, Suite, _OF_FACES))
     with progress_bar("evaluating") as progress:
         results, sheets = evaluate.evaluate(
             suite,

@@ -53,14 +53,18 @@ def evaluate(
             "adapter with --fusion, or measure the base alone with --fusion none"
         )
     judge = Recogniser.from_pretrained(recogniser)
-    if fusion == NO_FUSION:
-        source = MINI_BASE if base is None else base_source(base)
-        pipe = FusionPipeline(BaseModel.from_pretrained(source, dtype=default_dtype()))
-    else:
-        pipe = FusionPipeline.from_pretrained(base, fusion)
+    pipe = open_pipeline(base, fusion)
     if fusion is None and decoupled is None and pipe.fusion_params is not None:
         decoupled = str(MINI_DECOUPLED)
     return run(suite, pipe, judge, other=_other(pipe, decoupled), progress=progress)
+
+
+def open_pipeline(base: str | None, fusion: str | None) -> FusionPipeline:
+    """A base with an adapter; `none` for the base alone, see `evaluate`."""
+    if fusion == NO_FUSION:
+        source = MINI_BASE if base is None else base_source(base)
+        return FusionPipeline(BaseModel.from_pretrained(source, dtype=default_dtype()))
+    return FusionPipeline.from_pretrained(base, fusion)
 
 
 def _other(pipe: FusionPipeline, decoupled: str | None) -> FusionPipeline | None:

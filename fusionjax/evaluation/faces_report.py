@@ -1,0 +1,212 @@
+"""The suite `faces` as the paper's Table 1 and Table 2, as JSON, and as a sheet of pictures."""
+
+import dataclasses
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+
+from fusionjax.errors import UserError
+from fusionjax.evaluation import metrics
+from fusionjax.evaluation.faces import FAILURES, FaceScores
+from fusionjax.evaluation.people import Subject, find, thumbnail
+from fusionjax.face_detection import SAME_PERSON
+
+if TYPE_CHECKING:
+    from fusionjax.evaluation.faces_suite import FacesSuite
+
+OURS = "fusionjax"
+_MEASURES = ("distance", "verified", "to_others", "copied", "psnr", "wrapped", "ssim", "text")
+_SIDE, _GAP, _LEFT = 128, 4, 150
+
+
+@dataclasses.dataclass(frozen=True)
+class FacesResults:
+    """All that was measured.
+
+    Attributes:
+        suite: what was painted, and how.
+        people: their names, the rows of the scores.
+        prompts: the columns.
+        scores: by method.
+    """
+
+    suite: "FacesSuite"
+    people: Sequence[str]
+    prompts: Sequence[str]
+    scores: Mapping[str, FaceScores]
+
+    def summary(self, name: str, measure: str) -> metrics.Interval | None:
+        """A method's mean with its interval over people; None if no picture could be measured."""
+        values = getattr(self.scores[name], measure)
+        return None if values is None else mean_over_people(values)
+
+    def differences(self, measure: str, names: Sequence[str]) -> dict[str, metrics.Interval]:
+        """Each method's mean less the first one's, for the same people and prompts."""
+        first, *others = names
+        base = getattr(self.scores[first], measure)
+        found = {
+            name: mean_over_people(getattr(self.scores[name], measure) - base) for name in others
+        }
+        return {name: interval for name, interval in found.items() if interval is not None}
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, with plain types."""
+        return {
+            "suite": dataclasses.asdict(self.suite),
+            "people": list(self.people),
+            "prompts": list(self.prompts),
+            "methods": {
+                name: {
+                    **{
+                        measure: _plain(getattr(scores, measure))
+                        for measure in (*_MEASURES, "faces")
+                        if getattr(scores, measure) is not None
+                    },
+                    "failures": scores.failures,
+                    "extra": scores.extra,
+                    "summary": {
+                        measure: interval._asdict()
+                        for measure in _MEASURES
+                        if (interval := self.summary(name, measure)) is not None
+                    },
+                }
+                for name, scores in self.scores.items()
+            },
+            "table": table(self),
+        }
+
+
+def mean_over_people(values: Float[np.ndarray, "p q"]) -> metrics.Interval | None:
+    """The mean of what could be measured, and its interval over people; None if nothing could."""
+    usable = values[~np.isnan(values).all(axis=1)]
+    if not len(usable):
+        return None
+    return metrics.bootstrap(usable, lambda rows: float(np.nanmean(rows)))
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    return [
+        [None if math.isnan(value) else round(float(value), 4) for value in row] for row in values
+    ]
+
+
+def table(results: FacesResults) -> str:
+    """The results as Markdown."""
+    suite = results.suite
+    painted_here = (
+        f" Painted here: {suite.steps} steps of {suite.scheduler}, guidance "
+        f"{suite.guidance_scale:g}, face strength {suite.face_strength:g}, seed {suite.seed}."
+    )
+    lines = [
+        f"{len(results.people)} people × {len(results.prompts)} prompts."
+        f"{painted_here if OURS in results.scores else ''} Means with 95 % bootstrap intervals "
+        "over people. Pictures that failed are in no mean; they are counted below.",
+        "",
+        "Identity (the paper's Table 1), by SFace; found by YuNet, aligned by five landmarks. "
+        f"Verified: a distance below {1 - SAME_PERSON:.3f}. Copied: 1 is the photo itself, 0 as "
+        "near to it as to the person's other photos, negative nearer to those.",
+        "",
+    ]
+    lines += _rows(results, {
+        "distance to the photo ↓": ("distance", 3), "verified": ("verified", -1),
+        "to other true photos ↓": ("to_others", 3), "copied": ("copied", 2),
+    })  # fmt: skip
+    lines += [
+        "",
+        "Likeness of the aligned face to the photo's, pixel by pixel (the paper's Table 2). The "
+        "third column is no PSNR: differences of bytes were squared as bytes, which wrap around "
+        "and give about 27.9 dB for anything; the paper's 27.9 to 28.4 dB can be compared with it. "
+        "SSIM does not tell people apart: same and different people overlap.",
+        "",
+    ]
+    columns = {"PSNR, dB": ("psnr", 1), "SSIM": ("ssim", 3), "wrapped, dB": ("wrapped", 1)}
+    if any(scores.text is not None for scores in results.scores.values()):
+        columns["CLIP score ↑"] = ("text", 1)
+    lines += _rows(results, columns)
+    painted = [name for name in results.scores if not name.endswith(")")]
+    if len(painted) > 1:
+        differences = [
+            f"{name} {_told(interval, 3)}"
+            for name, interval in results.differences("distance", painted).items()
+        ]
+        if differences:
+            words = f"Distance to the photo less that of {painted[0]}, same people and prompts"
+            lines += ["", f"{words}: {'; '.join(differences)}."]
+    lines += ["", *_head(["pictures", "measured", "several faces", *FAILURES, "not looked for"])]
+    for name in painted:
+        scores = results.scores[name]
+        counts = [
+            int((~np.isnan(scores.distance)).sum()), int((scores.faces > 1).sum()),
+            *(scores.failures[kind] for kind in FAILURES), scores.extra,
+        ]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(results: FacesResults, columns: Mapping[str, tuple[str, int]]) -> list[str]:
+    lines = _head(["", *columns])
+    for name in results.scores:
+        cells = [
+            _told(results.summary(name, measure), digits) for measure, digits in columns.values()
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+
+
+def _told(interval: metrics.Interval | None, digits: int) -> str:
+    if interval is None:
+        return "–"
+    if digits < 0:
+        mean, low, high = (f"{100 * x:.0f} %" for x in interval)
+    else:
+        mean, low, high = (f"{x:.{digits}f}" for x in interval)
+    return f"{mean} ({low} to {high})"
+
+
+def sheet(
+    subjects: Sequence[Subject], prompts: Sequence[str], methods: Mapping[str, Path], most: int = 8
+) -> Image.Image:
+    """People in columns, methods in rows, for the first three prompts, as the paper's figure 5."""
+    shown, asked = subjects[:most], range(min(3, len(prompts)))
+    rows = [("photo", None, 0)] + [
+        (name, folder, n) for n in asked for name, folder in methods.items()
+    ]
+    canvas = Image.new(
+        "RGB", (_LEFT + len(shown) * (_SIDE + _GAP), len(rows) * (_SIDE + _GAP)), "white"
+    )
+    write, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for row, (name, folder, number) in enumerate(rows):
+        top = row * (_SIDE + _GAP)
+        words = name if folder is None else f"{name}\n{_wrapped(prompts[number])}"
+        write.multiline_text((3, top + 3), words, fill="black", font=font)
+        for column, subject in enumerate(shown):
+            path = subject.photos[0] if folder is None else find(folder, subject, number)
+            try:
+                if path is not None:
+                    canvas.paste(thumbnail(path, _SIDE), (_LEFT + column * (_SIDE + _GAP), top))
+            except UserError:
+                continue  # it is counted as unreadable
+    return canvas
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 24)[:6])
+
+
+def write(results: FacesResults, image: Image.Image, folder: Path) -> None:
+    """Writes `table.md`, `results.json` and `sheet.png`."""
+    (folder / "table.md").write_text(table(results), encoding="utf-8")
+    numbers = json.dumps(results.as_json(), indent=1, ensure_ascii=False)
+    (folder / "results.json").write_text(numbers + "\n", encoding="utf-8")
+    image.save(folder / "sheet.png")

@@ -1,0 +1,223 @@
+"""The suite `faces`: real people and prompts, painted here or by others, and the tables of it."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from fusionjax.errors import UserError, at_least
+from fusionjax.evaluation import faces, faces_report
+from fusionjax.evaluation.clip_score import clip_score
+from fusionjax.evaluation.faces_report import OURS
+from fusionjax.evaluation.people import (
+    Subject,
+    check_method,
+    find,
+    place_of,
+    read_people,
+    read_prompts,
+)
+from fusionjax.files import whole_file, write_whole
+from fusionjax.generation.request import Request
+from fusionjax.identity import Identity
+from fusionjax.options import Settings, check_number
+from fusionjax.pipeline import FusionPipeline
+
+TRUTH = "another true photo (floor)"
+COPY = "the photo itself (a copy)"
+STRANGER = "a different person (ceiling)"
+_HOW = "how.json"  # of what was painted here
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class FacesSuite:
+    """What is painted, and how.
+
+    Attributes:
+        people: folder of the people's photos.
+        prompts: file of prompts; None is the package's list.
+        most_people: how many are taken.
+        most_prompts: likewise.
+        methods: folders of pictures to measure, by name.
+        clip: folder of a CLIP, for the score of the prompt.
+        share: (i, n) paints the i-th of n shares of the people and measures nothing.
+        steps: of the sampler.
+        guidance_scale: classifier-free guidance.
+        face_strength: λ of the faces.
+        scheduler: the sampler.
+        batch_size: pictures painted at once.
+        seed: of the noise.
+    """
+
+    people: str
+    prompts: str | None = None
+    most_people: int | None = None
+    most_prompts: int | None = None
+    methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    clip: str | None = None
+    share: tuple[int, int] | None = None
+    steps: int = 30
+    guidance_scale: float = 7.5
+    face_strength: float = 1.0
+    scheduler: str = "dpmpp_2m"
+    batch_size: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, batch_size=self.batch_size)
+        for name in ("most_people", "most_prompts"):
+            if (value := getattr(self, name)) is not None:
+                at_least(2 if name == "most_people" else 1, **{name: value})
+        check_number("steps", self.steps, 1, 999)
+        for name in self.methods:
+            if name in (OURS, TRUTH, COPY, STRANGER) or not name or "|" in name:
+                raise UserError(f"method {name!r} cannot be named so; choose another name")
+
+
+def run(
+    suite: FacesSuite,
+    output: Path,
+    open_pipeline: Callable[[], FusionPipeline] | None,
+    progress: Progress | None = None,
+) -> faces_report.FacesResults | None:
+    """Paints what is not painted yet, measures everything, and writes the tables.
+
+    Args:
+        suite: what, and how.
+        output: its `pictures` holds what is painted here: a second call paints only the rest.
+        open_pipeline: base and adapter; None measures the methods alone.
+        progress: called with a stage, how much of it is done, and of how much.
+
+    Returns:
+        The results; None after a share.
+
+    Raises:
+        UserError: before anything is painted, if something is missing or does not fit together.
+    """
+    subjects = read_people(suite.people, suite.most_people)
+    prompts = read_prompts(suite.prompts, suite.most_prompts)
+    methods = {name: Path(folder) for name, folder in suite.methods.items()}
+    for name, folder in methods.items():
+        check_method(name, folder, subjects, len(prompts))
+    clip = None if suite.clip is None else clip_score(suite.clip)
+    if open_pipeline is None and not methods:
+        raise UserError("nothing is to be measured; name an adapter, or methods with --method")
+
+    def at(stage: str) -> faces.Progress:
+        return lambda done, of: progress(stage, done, of) if progress else None
+
+    if open_pipeline is not None:
+        ours = output / "pictures"
+        paint(suite, ours, open_pipeline(), subjects, prompts, at("pictures"))
+        methods = {OURS: ours, **methods}
+    if suite.share is not None:
+        return None
+    known = [faces.know(subject) for subject in subjects]
+    scores = {
+        name: faces.score_folder(
+            folder, subjects, known, prompts, clip=clip, progress=at(f"measuring {name}")
+        )
+        for name, folder in methods.items()
+    }
+    # What a perfect picture, a copy and a stranger's would get: no prompt is in them.
+    following = dict(zip(subjects, [*subjects[1:], subjects[0]], strict=True))
+    bounds: dict[str, Callable[[Subject, int], Path]] = {
+        TRUTH: lambda subject, number: subject.photos[1 + number % (len(subject.photos) - 1)],
+        COPY: lambda subject, number: subject.photos[0],
+        STRANGER: lambda subject, number: following[subject].photos[0],
+    }
+    few = prompts[: max(len(subject.photos) for subject in subjects) - 1]
+    for name, pictures in bounds.items():
+        scores[name] = faces.score(pictures, subjects, known, few)
+    results = faces_report.FacesResults(suite, [s.name for s in subjects], prompts, scores)
+    sheet = faces_report.sheet(subjects, prompts, methods)
+    faces_report.write(results, sheet, output)
+    return results
+
+
+def paint(
+    suite: FacesSuite,
+    folder: Path,
+    pipe: FusionPipeline,
+    subjects: Sequence[Subject],
+    prompts: Sequence[str],
+    progress: faces.Progress,
+) -> None:
+    """Paints each person by each prompt into a folder, but for what is there.
+
+    Raises:
+        UserError: if what is there was painted otherwise.
+    """
+    _check_same(folder, suite, pipe, prompts)
+    index, count = suite.share or (1, 1)
+    mine = subjects[index - 1 :: count]
+    settings = Settings(
+        height=pipe.photo_side,
+        width=pipe.photo_side,
+        num_inference_steps=suite.steps,
+        scheduler=suite.scheduler,
+    )
+    total, done = len(mine) * len(prompts), 0
+    for subject in mine:
+        missing = [n for n in range(len(prompts)) if find(folder, subject, n) is None]
+        done += len(prompts) - len(missing)
+        progress(done, total)
+        if not missing:
+            continue
+        people: tuple[Identity, ...] = ()
+        if pipe.fusion_params is not None:
+            people = (pipe.encode_identity(str(subject.photos[0])),)
+        number = subjects.index(subject)
+        requests = [
+            Request(
+                prompt=prompts[n],
+                identities=people,
+                face_strength=suite.face_strength,
+                seed=suite.seed + 1000 * number + n,
+                guidance_scale=suite.guidance_scale,
+            )
+            for n in missing
+        ]
+        for request in requests:
+            pipe.check(request, settings)
+        batch_size = min(suite.batch_size, len(prompts))
+        for n, made in zip(
+            missing, pipe.generate_each(requests, settings, batch_size=batch_size), strict=True
+        ):
+            done += 1
+            progress(done, total)
+            if made.pixels is not None:  # else it is missing, and counted as such
+                with whole_file(place_of(folder, subject, n)) as beside:
+                    Image.fromarray(made.pixels).save(beside, "PNG")
+
+
+def _check_same(
+    folder: Path, suite: FacesSuite, pipe: FusionPipeline, prompts: Sequence[str]
+) -> None:
+    how = {
+        "base": pipe.base.fingerprint,
+        "fusion": pipe.fingerprints.get("fusion"),
+        "prompts": list(prompts),
+        **{
+            name: getattr(suite, name)
+            for name in ("people", "steps", "guidance_scale", "face_strength", "scheduler", "seed")
+        },
+    }
+    place = folder / _HOW
+    if place.is_file():
+        before = json.loads(place.read_text(encoding="utf-8"))
+        for name, value in how.items():
+            same = before.get(name) == value
+            if name == "prompts":  # more of them add to those of fewer
+                both = zip(before.get(name, []), prompts, strict=False)
+                same = all(a == b for a, b in both)
+            if not same:
+                raise UserError(
+                    f"{str(folder)!r} holds pictures of another {name}; name another --output"
+                )
+        if len(before["prompts"]) > len(prompts):
+            return
+    write_whole(place, json.dumps(how, indent=1))

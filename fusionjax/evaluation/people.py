@@ -1,0 +1,139 @@
+"""People with photos, prompts, and the pictures that methods made of them: folders and names.
+
+PEOPLE/ada/1.jpg, 2.jpg, …      the first by name is shown to the methods; the others are what
+                                the person truly looks like
+PROMPTS                         a prompt a line; `{person}` becomes "a person"
+METHOD/ada/0001.png, …          ada by the first prompt, and so on
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from fusionjax.embedded import ASSETS
+from fusionjax.errors import UserError, shortened, told
+from fusionjax.face_detection import detect
+from fusionjax.files import read_whole
+from fusionjax.photos import read_photo
+
+PROMPTS = ASSETS / "prompts.txt"
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+_PLACEHOLDER = "{person}"
+_MOST_BYTES = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A person who is painted.
+
+    Attributes:
+        name: of the folder.
+        photos: the reference first, then the other true photos.
+    """
+
+    name: str
+    photos: tuple[Path, ...]
+
+
+def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
+    """Reads who is there, and looks at every photo.
+
+    Args:
+        folder: a folder for each person.
+        most: how many are taken, in the order of their names; None takes all.
+
+    Raises:
+        UserError: if there are fewer than two people, one has fewer than two photos, or a photo
+            cannot be read or shows no face.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"people {shortened(str(folder), 200)!r} is no folder")
+    subjects = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir())[:most]:
+        photos = tuple(sorted(p for p in place.iterdir() if p.suffix.lower() in ENDINGS))
+        if len(photos) < 2:
+            raise UserError(
+                f"{shortened(str(place), 200)} holds {len(photos)} photo{'s' * (len(photos) != 1)} "
+                f"({', '.join(ENDINGS)}); two are needed: one to show, one to compare with"
+            )
+        for photo in photos:
+            if not detect(read_photo(photo)):
+                raise UserError(f"no face was found in {shortened(str(photo), 200)}; take it away")
+        subjects.append(Subject(place.name, photos))
+    if len(subjects) < 2:
+        raise UserError(
+            f"{shortened(str(folder), 200)} holds {len(subjects)} people; at least two folders "
+            "with photos are needed"
+        )
+    return subjects
+
+
+def read_prompts(path: str | Path | None, most: int | None = None) -> list[str]:
+    """Reads prompts, one a line.
+
+    Args:
+        path: the file; None is the list that comes with the package.
+        most: how many are taken.
+
+    Raises:
+        UserError: if there are none, or one has a placeholder other than `{person}`.
+    """
+    path = Path(path or PROMPTS)
+    lines = read_whole(path, _MOST_BYTES).decode("utf-8", "replace").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{shortened(str(path), 200)} holds no prompts; write one a line")
+    for number, prompt in enumerate(prompts, 1):
+        for found in re.findall(r"\{[^}]*\}?", prompt):
+            if found != _PLACEHOLDER:
+                raise UserError(
+                    f"{shortened(str(path), 200)}, prompt {number}, has {told(found)}; the only "
+                    f"placeholder is {_PLACEHOLDER}"
+                )
+    return [prompt.replace(_PLACEHOLDER, "a person") for prompt in prompts[:most]]
+
+
+def place_of(method: Path, subject: Subject, number: int, ending: str = ".png") -> Path:
+    """Where a method's picture of a person by a prompt is; prompts count from 0."""
+    return method / subject.name / f"{number + 1:04d}{ending}"
+
+
+def check_method(name: str, folder: Path, subjects: Sequence[Subject], prompts: int) -> None:
+    """Says what is wrong with a method's folder as a whole.
+
+    Raises:
+        UserError: if it is none, or holds not a single picture that is looked for.
+    """
+    if not folder.is_dir():
+        raise UserError(f"method {name}: {shortened(str(folder), 200)!r} is no folder")
+    if not any(find(folder, subject, n) for subject in subjects for n in range(prompts)):
+        example = place_of(folder, subjects[0], 0)
+        raise UserError(
+            f"method {name}: {shortened(str(folder), 150)} holds no picture that is looked for; "
+            f"the first would be {shortened(str(example), 150)}"
+        )
+
+
+def find(method: Path, subject: Subject, number: int) -> Path | None:
+    """A method's picture of a person by a prompt, in whatever format; None if there is none."""
+    found = (place_of(method, subject, number, ending) for ending in ENDINGS)
+    return next((path for path in found if path.is_file()), None)
+
+
+def extra_files(method: Path, subjects: Sequence[Subject], prompts: int) -> int:
+    """How many pictures in a method's folder are not looked for."""
+    wanted = {find(method, subject, number) for subject in subjects for number in range(prompts)}
+    pictures = {path for path in method.rglob("*") if path.suffix.lower() in ENDINGS}
+    return len(pictures - wanted)
+
+
+def thumbnail(path: Path, side: int) -> Image.Image:
+    """A picture cut to a square, small."""
+    image = read_photo(path)
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 4
+    return image.crop((left, top, left + short, top + short)).resize((side, side))
