@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from fusionjax.diffusion import tables
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
-from fusionjax.diffusion.tables import HISTORY, Rows
+from fusionjax.diffusion.rows import HISTORY, Rows
 from fusionjax.errors import UserError
 from fusionjax.options import SCHEDULERS, check_number, not_one_of
 

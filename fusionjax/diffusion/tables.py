@@ -7,51 +7,29 @@ Two spaces are in use, as in diffusers. "Variance preserving" latents are x_t = 
 Legend: s rows (calls of the UNet); a_t the schedule's `alphas_cumprod`.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from jaxtyping import Array, Float
 from numpy.polynomial import polynomial
 
+from fusionjax.diffusion import multistep
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
+from fusionjax.diffusion.rows import (
+    HISTORY,
+    Built,
+    clean_from_output,
+    exploding_sigmas,
+    karras_sigmas,
+    levels_after,
+    make_rows,
+    noise_from_output,
+    timestep_of,
+)
 
 # Stable Diffusion 1.5's scheduler_config.json: the grid of DDIM and PNDM starts at timestep 1,
 # and their last step goes to timestep 0 and not to a clean picture of variance 1.
 _STEPS_OFFSET = 1
-HISTORY = 3  # earlier answers that the longest method (PNDM, LMS: order 4) looks back on
 
 
-class Rows(NamedTuple):
-    """The sampler's table; each array's first axis is the row.
-
-    With x the latents, x* the remembered latents and o the UNet's answer, a row does
-
-        m  = take_latents · x + take_output · o
-        x' = keep · x + keep_anchor · x* + Σ_j weights[j] · m_j + noise · n
-
-    where m_0 = m and m_1, m_2, m_3 are the earlier ones, newest first, and n is unit noise.
-    """
-
-    timesteps: Float[Array | np.ndarray, "*s"]
-    input_scale: Float[Array | np.ndarray, "*s"]
-    take_latents: Float[Array | np.ndarray, "*s"]
-    take_output: Float[Array | np.ndarray, "*s"]
-    keep: Float[Array | np.ndarray, "*s"]
-    keep_anchor: Float[Array | np.ndarray, "*s"]
-    weights: Float[Array | np.ndarray, "*s 4"]
-    noise: Float[Array | np.ndarray, "*s"]
-    remember: Float[Array | np.ndarray, "*s"]  # 1: m joins the history after this row
-    anchor: Float[Array | np.ndarray, "*s"]  # 1: x* becomes this row's x
-    next_clean: Float[Array | np.ndarray, "*s"]  # after the row: the share of the clean latents
-    next_noise: Float[Array | np.ndarray, "*s"]  # … and of the noise
-
-
-# The rows; start_clean and start_noise, which mix a given image with noise at the first level; and
-# init_noise, which scales pure noise.
-_Built = tuple[Rows, float, float, float]
-
-
-def build(schedule: NoiseSchedule, name: str, steps: int, first: int) -> _Built:
+def build(schedule: NoiseSchedule, name: str, steps: int, first: int) -> Built:
     """Works out a sampler's table; a sampler is added here and in `options.SCHEDULERS`.
 
     Args:
@@ -62,33 +40,17 @@ def build(schedule: NoiseSchedule, name: str, steps: int, first: int) -> _Built:
     """
     method = name.removesuffix("_karras")
     karras = method != name
-    if method == "ddim":
-        return _ddim(schedule, steps, first)
+    if method in ("ddim", "ddim_trailing"):
+        return _ddim(schedule, steps, first, trailing=method == "ddim_trailing")
     if method == "pndm":
         return _pndm(schedule, steps, first)
-    if method == "dpmpp_2m":
-        return _dpmpp_2m(schedule, steps, first, karras)
+    if method in ("lcm", "tcd"):
+        return _consistency(schedule, steps, first, method)
+    if method == "unipc":
+        return multistep.unipc(schedule, steps, first)
+    if method in ("dpmpp_2m", "dpmpp_2m_sde"):
+        return multistep.dpmpp_2m(schedule, steps, first, karras, sde=method == "dpmpp_2m_sde")
     return _exploding(schedule, steps, first, karras, method)
-
-
-def _rows(count: int, **columns: np.ndarray) -> Rows:
-    """A table in which whatever is not named does nothing."""
-    zeros, ones = np.zeros(count), np.ones(count)
-    blank = Rows(
-        timesteps=zeros,
-        input_scale=ones,
-        take_latents=zeros,
-        take_output=ones,
-        keep=ones,
-        keep_anchor=zeros,
-        weights=np.zeros((count, HISTORY + 1)),
-        noise=zeros,
-        remember=ones,
-        anchor=zeros,
-        next_clean=ones,
-        next_noise=zeros,
-    )
-    return blank._replace(**columns)
 
 
 def _leading_timesteps(schedule: NoiseSchedule, steps: int) -> np.ndarray:
@@ -97,26 +59,33 @@ def _leading_timesteps(schedule: NoiseSchedule, steps: int) -> np.ndarray:
     return np.arange(steps)[::-1] * stride + _STEPS_OFFSET
 
 
-def _ddim(schedule: NoiseSchedule, steps: int, first: int) -> _Built:
-    """Song et al. 2021, eq. 12 with η = 0."""
+def _ddim(schedule: NoiseSchedule, steps: int, first: int, *, trailing: bool) -> Built:
+    """Song et al. 2021, eq. 12 with η = 0.
+
+    Trailing timesteps begin at the noisiest level, as distilled models of few steps want it (Lin
+    et al. 2024, table 2).
+    """
     a = schedule.alphas_cumprod.astype(np.float64)
     t = _leading_timesteps(schedule, steps)[first:]
+    if trailing:
+        total = schedule.num_train_timesteps
+        t = (np.arange(total, 0, -total / steps).round().astype(int) - 1)[:steps][first:]
     t_next = t - schedule.num_train_timesteps // steps
     now, after = a[t], a[np.maximum(t_next, 0)]
     alpha, sigma = np.sqrt(now), np.sqrt(1 - now)
-    take_latents, take_output = _noise_from_output(schedule, alpha, sigma)
+    take_latents, take_output = noise_from_output(schedule, alpha, sigma)
     # x' = α' (x - σ ε) / α + σ' ε
     keep = np.sqrt(after / now)
     weights = np.zeros((len(t), HISTORY + 1))
     weights[:, 0] = np.sqrt(1 - after) - keep * sigma
-    rows = _rows(
+    rows = make_rows(
         len(t),
         timesteps=t,
         take_latents=take_latents,
         take_output=take_output,
         keep=keep,
         weights=weights,
-        **_levels_after(np.sqrt(after), np.sqrt(1 - after)),
+        **levels_after(np.sqrt(after), np.sqrt(1 - after)),
     )
     return rows, alpha[0], sigma[0], 1.0
 
@@ -130,7 +99,7 @@ _ADAMS_BASHFORTH = (
 )
 
 
-def _pndm(schedule: NoiseSchedule, steps: int, first: int) -> _Built:
+def _pndm(schedule: NoiseSchedule, steps: int, first: int) -> Built:
     """Liu et al. 2022, eq. 9 and 12 without Runge-Kutta steps, as Stable Diffusion uses it.
 
     The second row repeats the first step from its own starting point (the anchor), now with the
@@ -158,7 +127,7 @@ def _pndm(schedule: NoiseSchedule, steps: int, first: int) -> _Built:
         weights = (step * np.sqrt(now))[:, None] * combine
         keep = keep + step * np.sqrt(1 - now)
     second = np.arange(count) == 1
-    rows = _rows(
+    rows = make_rows(
         count,
         timesteps=t,
         keep=np.where(second, 0, keep),
@@ -166,69 +135,84 @@ def _pndm(schedule: NoiseSchedule, steps: int, first: int) -> _Built:
         weights=weights,
         remember=1.0 - second,
         anchor=(np.arange(count) == 0) * 1.0,
-        **_levels_after(np.sqrt(after), np.sqrt(1 - after)),
+        **levels_after(np.sqrt(after), np.sqrt(1 - after)),
     )
     return rows, np.sqrt(a[grid[0]]), np.sqrt(1 - a[grid[0]]), 1.0
 
 
-def _dpmpp_2m(schedule: NoiseSchedule, steps: int, first: int, karras: bool) -> _Built:
-    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, midpoint; the last step is first order."""
-    ve_sigmas = _exploding_sigmas(schedule)
-    if karras:
-        ve = _karras(ve_sigmas[0], ve_sigmas[-1], steps)
-        t = _timestep_of(ve, ve_sigmas).round()
-    else:
-        t = np.linspace(0, len(ve_sigmas) - 1, steps + 1).round()[:0:-1]
-        ve = ve_sigmas[t.astype(int)]
-    t, ve = t[first:], np.append(ve[first:], 0.0)
+_TEACHER_STEPS = 50  # that LCM and TCD were distilled from
+_SIGMA_DATA = 0.5
+_TIMESTEP_SCALE = 10
+_GAMMA = 0.3  # TCD's share of the way that is noised again
+
+
+def _consistency(schedule: NoiseSchedule, steps: int, first: int, method: str) -> Built:
+    """LCM (Luo et al. 2023) and TCD (Zheng et al. 2024): a few far steps, each noised.
+
+    More than the teacher's fifty steps take a finer grid.
+    """
+    a = schedule.alphas_cumprod.astype(np.float64)
+    origin = max(_TEACHER_STEPS, steps)
+    grid = (np.arange(1, origin + 1) * (schedule.num_train_timesteps // origin) - 1)[::-1]
+    t = grid[np.floor(np.linspace(0, origin, steps, endpoint=False)).astype(int)][first:]
     count = len(t)
-    alpha = 1 / np.sqrt(ve**2 + 1)
-    sigma = ve * alpha
-    take_latents, take_output = _clean_from_output(schedule, alpha[:-1], sigma[:-1])
-    with np.errstate(divide="ignore"):  # λ = +∞ at the clean end
-        lam = np.log(alpha) - np.log(sigma)
-    h = np.diff(lam)
-    gain = -alpha[1:] * np.expm1(-h)
+    alpha, sigma = np.sqrt(a[t]), np.sqrt(1 - a[t])
+    last = np.arange(count) == count - 1
+    t_next = np.append(t[1:], 0)
+    after = np.where(last & (method == "lcm"), 1.0, a[t_next])
     weights = np.zeros((count, HISTORY + 1))
-    weights[:, 0] = gain
-    for i in range(1, count - 1):
-        half = 0.5 * gain[i] * h[i] / h[i - 1]
-        weights[i, :2] += [half, -half]
-    rows = _rows(
+    if method == "lcm":
+        scaled = t * _TIMESTEP_SCALE
+        skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
+        out = scaled / np.sqrt(scaled**2 + _SIGMA_DATA**2)
+        take_latents, take_output = clean_from_output(schedule, alpha, sigma)
+        keep, noise = np.sqrt(after) * skip, np.sqrt(1 - after)
+        weights[:, 0] = np.sqrt(after) * out
+    else:
+        between = a[np.floor((1 - _GAMMA) * t_next).astype(int)]
+        take_latents, take_output = noise_from_output(schedule, alpha, sigma)
+        share = np.where(last, 1.0, np.sqrt(after / between))
+        noise = np.where(last, 0.0, np.sqrt(1 - after / between))
+        keep = share * np.sqrt(between) / alpha
+        weights[:, 0] = share * np.sqrt(1 - between) - keep * sigma
+    rows = make_rows(
         count,
         timesteps=t,
         take_latents=take_latents,
         take_output=take_output,
-        keep=sigma[1:] / sigma[:-1],
+        keep=keep,
         weights=weights,
-        **_levels_after(alpha[1:], sigma[1:]),
+        noise=noise,
+        **levels_after(np.sqrt(after), np.sqrt(1 - after)),
     )
     return rows, alpha[0], sigma[0], 1.0
 
 
-def _exploding(
-    schedule: NoiseSchedule, steps: int, first: int, karras: bool, method: str
-) -> _Built:
-    """Euler, Euler ancestral and LMS (Karras et al. 2022, algorithm 1; Crowson's k-diffusion).
+def _exploding(schedule: NoiseSchedule, steps: int, first: int, karras: bool, method: str) -> Built:
+    """Euler, its ancestral kind, Heun and LMS (Karras et al. 2022, algorithm 1; k-diffusion).
 
     All integrate dx = d dσ with d = (x - clean) / σ, which is the noise ε.
     """
-    ve_sigmas = _exploding_sigmas(schedule)
+    ve_sigmas = exploding_sigmas(schedule)
     t = np.linspace(len(ve_sigmas) - 1, 0, steps)  # a single step leaves from the noisiest level
     ve = np.interp(t, np.arange(len(ve_sigmas)), ve_sigmas)
     if karras:
-        ve = _karras(ve[-1], ve[0], steps)
-        t = _timestep_of(ve, ve_sigmas)
+        ve = karras_sigmas(ve[-1], ve[0], steps)
+        t = timestep_of(ve, ve_sigmas)
     t, ve = t[first:], np.append(ve[first:], 0.0)
-    count = len(t)
     now, after = ve[:-1], ve[1:]
+    if method == "heun":
+        # Each step but the last is taken twice, the second time by the mean of both its ends.
+        t, now = np.repeat(t, 2)[1:], np.repeat(now, 2)[1:]
+        after = np.append(np.repeat(after[:-1], 2), 0.0)
+    count = len(t)
     alpha = 1 / np.sqrt(now**2 + 1)
     if schedule.prediction_type == "epsilon":
         take_latents, take_output = np.zeros(count), np.ones(count)
     else:  # ε = α v + σ x with x the variance preserving latents, α times ours
         take_latents, take_output = now * alpha**2, alpha
     weights = np.zeros((count, HISTORY + 1))
-    noise = np.zeros(count)
+    noise, again = np.zeros(count), np.zeros(count)
     if method == "lms":
         for i in range(count):
             order = min(i + 1, HISTORY + 1)
@@ -238,17 +222,24 @@ def _exploding(
         up = np.sqrt(after**2 * (now**2 - after**2) / now**2)
         weights[:, 0] = np.sqrt(after**2 - up**2) - now
         noise = up
+    elif method == "heun":
+        again[1::2] = 1
+        weights[::2, 0] = (after - now)[::2]
+        weights[1::2, :2] = ((now[1::2] - now[:-1:2]) / 2)[:, None]
     else:
         weights[:, 0] = after - now
-    rows = _rows(
+    rows = make_rows(
         count,
         timesteps=t,
         input_scale=alpha,
+        keep=1 - again,
+        keep_anchor=again,
+        anchor=1 - again,
         take_latents=take_latents,
         take_output=take_output,
         weights=weights,
         noise=noise,
-        **_levels_after(np.ones(count), after),
+        **levels_after(np.ones(count), after),
     )
     return rows, 1.0, now[0], now[0]
 
@@ -262,44 +253,3 @@ def _lms_weights(sigmas: np.ndarray, end: float) -> np.ndarray:
         integral = polynomial.polyint(lagrange)
         result[j] = polynomial.polyval(end, integral) - polynomial.polyval(sigmas[0], integral)
     return result
-
-
-def _noise_from_output(
-    schedule: NoiseSchedule, alpha: np.ndarray, sigma: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) with ε = p x + q o."""
-    if schedule.prediction_type == "epsilon":
-        return np.zeros_like(alpha), np.ones_like(alpha)
-    return sigma, alpha
-
-
-def _clean_from_output(
-    schedule: NoiseSchedule, alpha: np.ndarray, sigma: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) with clean = p x + q o."""
-    if schedule.prediction_type == "epsilon":
-        return 1 / alpha, -sigma / alpha
-    return alpha, -sigma
-
-
-def _levels_after(clean: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
-    """The levels after each row; after the last one the picture counts as clean."""
-    clean, noise = clean.copy(), noise.copy()
-    clean[-1], noise[-1] = 1.0, 0.0
-    return {"next_clean": clean, "next_noise": noise}
-
-
-def _exploding_sigmas(schedule: NoiseSchedule) -> np.ndarray:
-    a = schedule.alphas_cumprod.astype(np.float64)
-    return np.sqrt((1 - a) / a)
-
-
-def _karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
-    """Karras et al. 2022, eq. 5, without the final zero."""
-    ramp = np.linspace(0, 1, steps)
-    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-
-
-def _timestep_of(sigmas: np.ndarray, ve_sigmas: np.ndarray) -> np.ndarray:
-    """The (fractional) timestep of a noise level, linear in log σ."""
-    return np.interp(np.log(sigmas), np.log(ve_sigmas), np.arange(len(ve_sigmas)))

@@ -185,7 +185,7 @@ def _read_schedule(path: Path) -> NoiseSchedule:
     if config.get("timestep_spacing") == "trailing":
         warnings.warn(
             f"{path} asks for timestep_spacing 'trailing', which is not followed: each scheduler "
-            "visits the noise levels that it visits for Stable Diffusion 1.5",
+            "visits the noise levels that it visits for Stable Diffusion 1.5; ddim_trailing has it",
             stacklevel=2,
         )
     return schedule
