@@ -20,24 +20,10 @@ Implementation = Literal["xla", "cudnn", "tpu"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 SCHEDULERS = (
-    "ddim",
-    "ddim_trailing",
-    "dpmpp_2m",
-    "dpmpp_2m_karras",
-    "dpmpp_2m_sde",
-    "dpmpp_2m_sde_karras",
-    "euler",
-    "euler_karras",
-    "euler_ancestral",
-    "heun",
-    "heun_karras",
-    "lcm",
-    "lms",
-    "lms_karras",
-    "pndm",
-    "tcd",
-    "unipc",
-)
+    "ddim", "ddim_trailing", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras",
+    "euler", "euler_karras", "euler_ancestral", "heun", "heun_karras", "lcm", "lms", "lms_karras",
+    "pndm", "tcd", "unipc",
+)  # fmt: skip
 CROPS = ("auto", "none")
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -155,9 +155,8 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         size: side of the result in pixels: the base model's own picture size.
         crop: `auto` cuts a square around the largest face, of several as large the leftmost. A
             photo of size × size in which none is found, or that is too small to look for one,
-            counts as cut out already. `none` looks for no face: the photo is used as it is, only
-            what is longer than wide is cut to the square at its top, where a portrait's head is,
-            and what is wider to the one in its middle.
+            counts as cut out already. `none` looks for no face: the photo is used whole, and what
+            is not square gets white beside it.
 
     Returns:
         The picture, size × size, mode "RGB".
@@ -167,7 +166,7 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
 
     Warns:
         UserWarning: if `auto` chooses among several faces, or takes a photo whole for want of one;
-            if `none` cuts.
+            if `none` adds to it.
     """
     if crop not in CROPS:
         raise UserError(not_one_of("crop", crop, CROPS))
@@ -200,15 +199,12 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
             )
         image = image.crop(face_square(face, *image.size))
     elif image.width != image.height:
-        side, where = (
-            (image.width, "top") if image.height > image.width else (image.height, "middle")
-        )
         warnings.warn(
-            f"{name} has {image.width}×{image.height} pixels; what is used is the square of {side} "
-            f"at its {where}: cut another one out yourself",
+            f"{name} has {image.width}×{image.height} pixels; it is used whole, with white beside "
+            "it up to a square: cut a square out yourself, so that the face is larger",
             stacklevel=2,
         )
-        return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS, centering=(0.5, 0.0))
+        return ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 

@@ -199,13 +199,13 @@ def test_no_face_is_an_error_with_the_remedy(picture, tmp_path):
     picture.save(tmp_path / "flag.png")
     with pytest.raises(UserError, match=r"no face was found in .*flag\.png; cut.*crop=\"none\""):
         photos.prepare_photo(tmp_path / "flag.png", 32)
-    with pytest.warns(UserWarning, match="flag.png has .* what is used is the square"):
+    with pytest.warns(UserWarning, match="flag.png has .* it is used whole"):
         assert photos.prepare_photo(tmp_path / "flag.png", 48, crop="none").size == (48, 48)
     with pytest.raises(UserError, match="crop is 'face'; choose one of auto, none"):
         photos.prepare_photo(tmp_path / "flag.png", 48, crop="face")
 
 
-@pytest.mark.filterwarnings("ignore:.*what is used is the square")
+@pytest.mark.filterwarnings("ignore:.*it is used whole, with white")
 @pytest.mark.parametrize("crop", ["auto", "none"])
 def test_the_cut_is_square_whatever_the_photo(crop):
     assert photos.prepare_photo(ASTRONAUT, 96, crop).size == (96, 96)
@@ -224,13 +224,16 @@ def test_arrays_there_and_back():
     assert np.array_equal(to_bytes(floats), levels)
 
 
-def test_a_portrait_that_is_used_as_it_is_keeps_its_head(tmp_path):
-    pixels = np.zeros((90, 60, 3), np.uint8)
-    pixels[:10] = 255  # the head of who stands upright
+def test_a_portrait_that_is_used_as_it_is_stays_whole():
+    """With white beside it, and it is told."""
+    pixels = np.full((90, 60, 3), 40, np.uint8)
+    pixels[:10] = 200  # the head of who stands upright
     tall, wide = Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))
-    with pytest.warns(UserWarning, match="has 60×90 pixels; what is used is the square of 60 at"):
-        kept = photos.prepare_photo(tall, 60, crop="none")
-    np.testing.assert_array_equal(kept, pixels[:60])
-    with pytest.warns(UserWarning, match="the square of 60 at its middle"):
-        kept = photos.prepare_photo(wide, 60, crop="none")
-    np.testing.assert_array_equal(kept, pixels.transpose(1, 0, 2)[:, 15:75])
+    with pytest.warns(UserWarning, match="has 60×90 pixels; it is used whole, with white beside"):
+        kept = np.asarray(photos.prepare_photo(tall, 90, crop="none"))
+    np.testing.assert_array_equal(kept[:, 15:75], pixels)
+    assert (kept[:, :15] == 255).all()
+    assert (kept[:, 75:] == 255).all()
+    with pytest.warns(UserWarning, match="has 90×60 pixels; it is used whole"):
+        lying = np.asarray(photos.prepare_photo(wide, 90, crop="none"))
+    np.testing.assert_array_equal(lying, kept.transpose(1, 0, 2))
