@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -154,6 +155,24 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         what = "is a folder" if os.path.isdir(path) else "is no regular file"
         raise UserError(f"{name} {what}; name a file")
     return os.fdopen(handle, "rb")
+
+
+def file_and_face(name: str) -> tuple[str, int | None]:
+    """Takes `photo.jpg#2`, the photo's second face from the left, apart.
+
+    Args:
+        name: of a photo; a file that is called so is meant as it is.
+
+    Returns:
+        The file, and the face's number from 1, if one is named.
+    """
+    match = re.fullmatch(r"(.+)#([1-9][0-9]{0,2})", name, re.DOTALL)
+    try:
+        if match is None or os.path.isfile(name):
+            return name, None
+    except ValueError:  # a zero byte
+        return name, None
+    return match[1], int(match[2])
 
 
 def read_whole(path: str | os.PathLike[str], most: int) -> bytes:

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from fusionjax.errors import UserError, shortened
 from fusionjax.face_detection import detect
-from fusionjax.files import open_regular
+from fusionjax.files import file_and_face, open_regular
 from fusionjax.options import CROPS, not_one_of
 
 PhotoSource = str | os.PathLike[str] | BinaryIO | io.IOBase | Image.Image | np.ndarray
@@ -151,7 +151,8 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
     """Reads a photo and cuts out what the reference pass shall see.
 
     Args:
-        source: as for `read_photo`.
+        source: as for `read_photo`; a file's name may end in `#2`, which chooses the second face
+            from the left.
         size: side of the result in pixels: the base model's own picture size.
         crop: `auto` cuts a square around the largest face, of several as large the leftmost. A
             photo of size × size in which none is found, or that is too small to look for one,
@@ -162,7 +163,8 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         The picture, size × size, mode "RGB".
 
     Raises:
-        UserError: as `read_photo`; for an unknown `crop`; if `auto` finds no face.
+        UserError: as `read_photo`; for an unknown `crop`; if `auto` finds no face, or not the one
+            that is chosen.
 
     Warns:
         UserWarning: if `auto` chooses among several faces, or takes a photo whole for want of one;
@@ -170,8 +172,17 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
     """
     if crop not in CROPS:
         raise UserError(not_one_of("crop", crop, CROPS))
+    number = None
+    if isinstance(source, str | os.PathLike):
+        source, number = file_and_face(os.fspath(source))
     image = read_photo(source)
     fits, name = image.size == (size, size), _name_of(source)
+    if number is not None and (crop == "none" or (fits and size < _LEAST_CUT)):
+        raise UserError(
+            f"{name}#{number} chooses a face, and none is looked for ("
+            + ('crop="none"' if crop == "none" else f"the photo has the base's own {size} pixels")
+            + "); leave the number out"
+        )
     if fits and (crop == "none" or size < _LEAST_CUT):
         return image
     if crop == "auto":
@@ -188,13 +199,13 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
                 f"no face was found in {name}; cut a square around it yourself and pass "
                 'crop="none" (--crop none)'
             )
-        face = _chosen(faces)
-        if len(faces) > 1:
+        face = _chosen(faces) if number is None else _numbered(faces, number, name)
+        if len(faces) > 1 and number is None:
             left, top, width, height = face
             warnings.warn(
                 f"{len(faces)} faces were found in {name}; taken is the one of {width}×{height} "
-                f"pixels around {left + width // 2}, {top + height // 2} (column, row); cut "
-                "another out yourself",
+                f"pixels around {left + width // 2}, {top + height // 2} (column, row); another is "
+                "chosen by its number from the left, as in photo.jpg#2",
                 stacklevel=2,
             )
         image = image.crop(face_square(face, *image.size))
@@ -206,6 +217,18 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         )
         return ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def _numbered(
+    faces: list[tuple[int, int, int, int]], number: int, name: str
+) -> tuple[int, int, int, int]:
+    """The face of that number from the left, from 1."""
+    if number > len(faces):
+        raise UserError(
+            f"{name}#{number}: {len(faces)} face{'s were' if len(faces) > 1 else ' was'} found "
+            "there, numbered from the left; name one of them"
+        )
+    return sorted(faces, key=lambda face: face[0] + face[2] / 2)[number - 1]
 
 
 def _chosen(faces: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:

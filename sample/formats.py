@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import open_regular, read_whole, whole_file
+from fusionjax.files import file_and_face, open_regular, read_whole, whole_file
 from fusionjax.schema import parse_json
 from sample.job import Job
 from sample.trust import check_files
@@ -183,7 +183,7 @@ def read_picture(path: Path, *, trust: bool = True) -> Job:
     if not trust:
         check_files(path, about["job"], about["files"])
     for name, digest in about["files"].items():
-        if not Path(name).is_file():
+        if not Path(file_and_face(name)[0]).is_file():
             raise UserError(f"{path} was painted from {name}, which does not exist any more")
         if checksum(name) != digest:
             raise UserError(f"{path} was painted from {name}, which has changed since")
@@ -298,8 +298,8 @@ def checksums(job: Job) -> dict[str, str]:
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
-    """A checksum of a file's bytes, 16 hex digits."""
-    with open(path, "rb") as file:
+    """A checksum of a file's bytes, 16 hex digits; of a photo whichever face is chosen."""
+    with open(file_and_face(os.fspath(path))[0], "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 

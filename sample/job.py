@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from fusionjax.errors import UserError, told
+from fusionjax.files import file_and_face
 from fusionjax.options import (
     CROPS,
     DTYPES,
@@ -237,7 +238,8 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
         read[name] = _typed(name, value, fields[name].type)
         kind = fields[name].metadata.get("path")
         if kind == "file":
-            read[name] = _each(read[name], lambda path: _existing(path, folder))
+            find = _existing_photo if name == "faces" else _existing
+            read[name] = _each(read[name], lambda path, find=find: find(path, folder))
         elif kind == "source":  # may also be the name of something on a hub
             read[name] = _each(read[name], lambda path: _if_existing(path, folder))
     return read
@@ -263,6 +265,14 @@ def _existing(path: str, folder: Path | None) -> str:
     if not found.is_file():
         raise UserError(f"{path} does not exist" if not found.is_dir() else f"{path} is a folder")
     return str(found.absolute())
+
+
+def _existing_photo(path: str, folder: Path | None) -> str:
+    if _located(path, folder).is_file():
+        return _existing(path, folder)
+    file, number = file_and_face(path)
+    found = _existing(file, folder)
+    return found if number is None else f"{found}#{number}"
 
 
 def _located(path: str, folder: Path | None) -> Path:

@@ -189,6 +189,29 @@ def test_of_several_as_large_the_leftmost_is_taken_at_any_size():
         assert chosen[0] == min(left for left, *_ in found)
 
 
+def test_a_face_is_chosen_by_its_number(tmp_path):
+    """From the left; a file of that very name is meant as it is."""
+    photo = photos.read_photo(ASTRONAUT).crop((100, 0, 360, 300))
+    row = Image.new("RGB", (3 * photo.width, photo.height))
+    for number, width in enumerate((260, 180, 220)):
+        row.paste(photo.resize((width, width)), (260 * number, 20))
+    row.save(tmp_path / "row.png")
+    boxes = sorted(photos.find_faces(row))
+    for number in (1, 2, 3):
+        found = photos.prepare_photo(f"{tmp_path}/row.png#{number}", 128)  # and nothing is told
+        square = photos.face_square(boxes[number - 1], *row.size)
+        expected = row.resize((128, 128), Image.Resampling.LANCZOS, square)
+        assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 2
+    with pytest.raises(UserError, match=r"row\.png#4: 3 faces were found there, numbered from"):
+        photos.prepare_photo(tmp_path / "row.png#4", 128)
+    with pytest.raises(UserError, match=r"row\.png#2 chooses a face, and none is looked for"):
+        photos.prepare_photo(tmp_path / "row.png#2", 128, crop="none")
+    with pytest.raises(UserError, match=r"row\.png#0 does not exist"):
+        photos.prepare_photo(tmp_path / "row.png#0", 128)
+    photo.save(tmp_path / "row.png#3", "PNG")
+    assert photos.prepare_photo(tmp_path / "row.png#3", 128).size == (128, 128)
+
+
 def test_a_square_at_the_edge_stays_inside():
     assert photos.face_square((0, 0, 40, 40), 200, 100) == (0, 0, 80, 80)
     assert photos.face_square((150, 40, 50, 50), 200, 100) == (100, 0, 200, 100)

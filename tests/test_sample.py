@@ -11,8 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
+from skimage import data
 
 from fusionjax.embedded import MINI_FUSION
 from fusionjax.errors import UserError
@@ -160,6 +161,27 @@ def test_a_fresh_person_is_one_line_of_a_scene(sample, tmp_path):
     assert read_scene(scene).people == (Person(fresh=7, looks="an old man"),)
     out = sample("--fresh-face", 7, "--looks", "an old man", "--prompt", "a person")
     assert read_picture(out / "0001_seed0.png").people == read_scene(scene).people
+
+
+def test_a_face_of_several_by_its_number(sample, world, tmp_path, capsys):
+    """It is told in the picture, and paints the same again."""
+    astronaut = Image.fromarray(data.astronaut()).crop((100, 0, 360, 260))
+    both = Image.new("RGB", (520, 260))
+    both.paste(astronaut.resize((200, 200)), (0, 30))
+    both.paste(ImageOps.mirror(astronaut), (260, 0))
+    both.save(tmp_path / "both.png")
+    out = sample("--prompt", "x", "--face", f"{tmp_path}/both.png#1")
+    (person,) = read_picture(out / "0001_seed0.png").people
+    assert person.faces == (f"{tmp_path}/both.png#1",)
+    sample("--from", out / "0001_seed0.png")
+    assert np.array_equal(pixels(out / "0001_seed0.png"), pixels(out / "0002_seed0.png"))
+    other = sample("--prompt", "x", "--face", f"{tmp_path}/both.png#2", output=tmp_path / "other")
+    assert not np.array_equal(pixels(out / "0001_seed0.png"), pixels(other / "0001_seed0.png"))
+    both.rotate(180).save(tmp_path / "both.png")
+    sample("--from", out / "0001_seed0.png", status=2)
+    assert "both.png#1, which has changed since" in capsys.readouterr().err
+    sample("--prompt", "x", "--face", f"{tmp_path}/none.png#2", status=2)
+    assert "none.png does not exist" in capsys.readouterr().err
 
 
 def test_painting_in_a_picture_and_again(sample, world):
