@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from fusionjax.errors import UserError
 from fusionjax.files import full_disk_told
+from fusionjax.quiet import quiet_threads
 
 
 def run_command(body: Callable[[], int | None]) -> int:
@@ -20,6 +21,7 @@ def run_command(body: Callable[[], int | None]) -> int:
         The exit status: the body's, 2 after a `UserError`, a full disk or a name that no file can
         have, 130 after Ctrl-C.
     """
+    quiet_threads()
     try:
         with full_disk_told():
             return body() or 0

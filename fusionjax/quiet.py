@@ -1,6 +1,12 @@
-"""Silences one message of diffusers, which it logs while it is imported and at every trace."""
+"""Silences what libraries say beside what is told here: one message of diffusers, which it logs
+while it is imported and at every trace, and what their threads print of an error that ends a run.
+"""
 
+import functools
 import logging
+import sys
+import threading
+from typing import Any
 
 _DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers"
 _DIFFUSERS_MODULES = (
@@ -27,3 +33,38 @@ def quiet_diffusers() -> None:
     """
     for name in _DIFFUSERS_MODULES:
         logging.getLogger(f"diffusers.models.{name}").addFilter(_not_the_deprecation)
+
+
+@functools.cache
+def quiet_threads() -> None:
+    """Leaves out what threads print of a disk that is full or of a damaged checkpoint.
+
+    The command says it in a line. Orbax logs the traceback of its thread, tensorstore finds Orbax's
+    loop closed, and tensorboardX's writer dies: that alone is told, once, since a run goes on
+    without it.
+    """
+    logging.getLogger("absl").addFilter(_not_of_a_thread)
+    unraisable, of_thread = sys.unraisablehook, threading.excepthook
+
+    def hear_unraisable(found: Any) -> None:
+        if not (
+            isinstance(found.exc_value, RuntimeError)
+            and str(found.exc_value) == "Event loop is closed"
+        ):
+            unraisable(found)
+
+    def hear_thread(found: threading.ExceptHookArgs) -> None:
+        if not (
+            isinstance(found.exc_value, OSError)
+            and type(found.thread).__module__.startswith("tensorboardX.")
+        ):
+            of_thread(found)
+        elif found.exc_value.errno is not None:
+            reason = found.exc_value.strerror
+            print(f"\nTensorBoard's events cannot be written ({reason})", file=sys.stderr)
+
+    sys.unraisablehook, threading.excepthook = hear_unraisable, hear_thread
+
+
+def _not_of_a_thread(record: logging.LogRecord) -> bool:
+    return "_SignalingThread.run() raised an exception" not in record.getMessage()

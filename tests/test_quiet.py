@@ -1,0 +1,55 @@
+"""What threads print of an error that the command tells is left out, and nothing else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = """
+import logging, sys, threading
+from fusionjax.quiet import quiet_threads
+from tensorboardX import event_file_writer
+
+quiet_threads(), quiet_threads()
+
+class Odd:
+    def __init__(self, words):
+        self.words = words
+    def __del__(self):
+        raise RuntimeError(self.words)
+
+class Writer(event_file_writer._EventLoggerThread):
+    def __init__(self, error):
+        threading.Thread.__init__(self)
+        self.error = error
+    def run(self):
+        raise self.error
+
+Writer.__module__ = "tensorboardX.event_file_writer"
+
+def run(thread):
+    thread.start(), thread.join()
+
+Odd("Event loop is closed")
+run(Writer(OSError(28, "No space left on device")))
+run(Writer(OSError("handle is closed")))
+logging.getLogger("absl").error("1: _SignalingThread.run() raised an exception: full")
+print("now what is shown", file=sys.stderr)
+Odd("something else")
+run(Writer(ValueError("a fault of its own")))
+run(threading.Thread(target=lambda: 1 / 0))
+logging.getLogger("absl").error("another error")
+"""
+
+
+def test_only_echoes_are_left_out():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    quiet, shown = done.stderr.split("now what is shown")
+    assert quiet.split("\n") == [
+        "", "TensorBoard's events cannot be written (No space left on device)", "",
+    ]  # fmt: skip
+    for words in ("something else", "a fault of its own", "ZeroDivisionError", "another error"):
+        assert words in shown
