@@ -54,11 +54,12 @@ def whole_file(path: str | os.PathLike[str], *, replace: bool = True) -> Iterato
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, or_there: bool = False) -> Iterator[Path]:
     """A folder beside another's place to be filled; it takes the place at the end.
 
     Args:
         path: the folder to be; the folder that it is in is made.
+        or_there: if somebody else has filled it meanwhile, theirs will do.
 
     Yields:
         The folder to fill.
@@ -77,6 +78,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield filled
             filled.rename(path)
     except OSError as error:
+        if or_there and path.is_dir():
+            return
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
@@ -242,12 +245,34 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise UserError(
                 f"{str(folder)!r} is being written by {file.read(200) or 'another process'}; wait "
-                "for it, or name another --output"
+                "for it, or name another output"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def wait_for_shares(folder: Path, seconds: float = 20) -> None:
+    """Waits a little until nobody works on a share of what is to be put together.
+
+    Args:
+        folder: in which each share has a folder of its own, which it locks.
+        seconds: that are waited.
+
+    Raises:
+        UserError: if a share is still being worked on.
+    """
+    until = time.monotonic() + seconds
+    for share in sorted(folder.glob("share-*")):
+        while True:
+            try:
+                with locked(share):
+                    break
+            except UserError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -2,8 +2,10 @@
 while it is imported and at every trace, and what their threads print of an error that ends a run.
 """
 
+import errno
 import functools
 import logging
+import os
 import sys
 import threading
 from typing import Any
@@ -43,7 +45,8 @@ def quiet_threads() -> None:
     loop closed, and tensorboardX's writer dies: that alone is told, once, since a run goes on
     without it.
     """
-    logging.getLogger("absl").addFilter(_not_of_a_thread)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_of_a_thread)
     unraisable, of_thread = sys.unraisablehook, threading.excepthook
 
     def hear_unraisable(found: Any) -> None:
@@ -67,4 +70,6 @@ def quiet_threads() -> None:
 
 
 def _not_of_a_thread(record: logging.LogRecord) -> bool:
-    return "_SignalingThread.run() raised an exception" not in record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None
+    text = f"{record.getMessage()} {error}"
+    return "_SignalingThread.run() raised" not in text and os.strerror(errno.ENOSPC) not in text

@@ -14,7 +14,14 @@ from fusionjax.data.records import content_digest
 from fusionjax.errors import UserError
 from tests.test_train_data import encode, example, tokenize
 
-ABOUT = {"split": "train", "references": True, "dataset": "d", "content": "c", "base": "b"}
+ABOUT = {
+    "split": "train",
+    "references": True,
+    "views": 2,
+    "dataset": "d",
+    "content": "c",
+    "base": "b",
+}
 
 
 class Counting:

@@ -18,14 +18,16 @@ import pytest
 from PIL import Image, ImageOps
 from skimage import data
 
+from fusionjax import files
 from fusionjax.__main__ import main
 from fusionjax.data import clusters as clusters_module
 from fusionjax.data import prepare, prepared, sources
 from fusionjax.data.cache import CachedLatents, text
 from fusionjax.data.clusters import clusters
+from fusionjax.data.picture import Picture, Unread
 from fusionjax.data.prepared import Dropped, Wishes, prepare_picture
 from fusionjax.data.records import open_records
-from fusionjax.data.sources import Picture, Unread, parts_of, read_part
+from fusionjax.data.sources import parts_of, read_part
 from fusionjax.errors import UserError
 from fusionjax.face_detection import Face
 from fusionjax.interop.adapter_file import load_adapter_file
@@ -389,7 +391,9 @@ def test_a_dataset_is_not_replaced_by_less(tmp_path):
         prepare.prepare([*first, *second], out, Wishes(size=96), processes=1)
     assert bytes_of(out) == before
     shutil.rmtree(tmp_path / "b")
-    prepare.prepare(first, out, SMALL, processes=1)
+    with pytest.raises(UserError, match="or add --forget to leave its pictures out"):
+        prepare.prepare(first, out, SMALL, processes=1)  # a disk may be missing
+    prepare.prepare(first, out, SMALL, processes=1, forget=True)
     prepare.prepare(first, tmp_path / "fresh", SMALL, processes=1)
     assert bytes_of(out) == bytes_of(tmp_path / "fresh")
     (tmp_path / "mine").mkdir()
@@ -402,11 +406,104 @@ def test_a_dataset_that_was_being_replaced_is_put_back(tmp_path):
     folder, out = as_folders(tmp_path / "in"), tmp_path / "out"
     prepare.prepare(folder, out, SMALL, processes=1)
     before = bytes_of(out)
-    (tmp_path / "out.unfinished").mkdir()
+    shutil.copytree(out, tmp_path / "out.unfinished" / "whole")
     out.rename(tmp_path / "out.unfinished" / "replaced")
     said = []
     prepare.prepare(folder, out, SMALL, processes=1, tell=said.append)
     assert (said, bytes_of(out)) == (["1 part of its sources as before, 0 new, 0 gone"], before)
+
+
+def test_places_are_compared_and_not_their_names(tmp_path, monkeypatch):
+    """A folder of the same name elsewhere is another; a source named twice counts once."""
+    for place in ("A", "B"):
+        as_folders(tmp_path / place / "s")
+    monkeypatch.chdir(tmp_path / "A")
+    prepare.prepare(["s", tmp_path / "A" / "s"], tmp_path / "out", SMALL, processes=1)
+    assert len(content(tmp_path / "out")) == 9
+    said = []
+    monkeypatch.chdir(tmp_path)
+    prepare.prepare(["A/s"], tmp_path / "out", SMALL, processes=1, tell=said.append)
+    assert said == ["1 part of its sources as before, 0 new, 0 gone"]
+    monkeypatch.chdir(tmp_path / "B")
+    with pytest.raises(UserError, match="A/s too, which is not named now"):
+        prepare.prepare(["s"], tmp_path / "out", SMALL, processes=1)
+    with pytest.raises(UserError, match=r"lies in the source .*; name a dataset outside of it"):
+        prepare.prepare(["."], tmp_path / "B" / "out", SMALL, processes=1)
+    with pytest.raises(UserError, match="which is no name of its own"):
+        prepare.prepare(["s"], ".", SMALL, processes=1)
+    with pytest.raises(UserError, match="is a file; the dataset's folder is named last"):
+        prepare.prepare(["s"], tmp_path / "A" / "s" / "p0" / "0.txt", SMALL, processes=1)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    prepare.prepare(["s"], tmp_path / "link", SMALL, processes=1)
+    assert (tmp_path / "link").is_symlink()
+    assert len(content(tmp_path / "real")) == 9
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Bytes of another encoding; they are escaped."""
+    folder = as_folders(tmp_path / "in")
+    odd = os.fsencode(tmp_path / "in") + b"/\xff"
+    os.rename(tmp_path / "in" / "p2", odd)
+    prepare.prepare(folder, tmp_path / "out", SMALL, processes=1)
+    assert "\\udcff" in {who for _, who, *_ in content(tmp_path / "out")}
+
+
+def test_a_part_that_somebody_else_finished_will_do(expected, tmp_path, monkeypatch):
+    """Shares may overlap with the command that ends them, which waits for who is at work."""
+    cut = prepare.prepare_picture
+
+    def first_by_another(picture, wishes):
+        monkeypatch.setattr(prepare, "prepare_picture", cut)
+        prepare.prepare(folder, tmp_path / "out", SMALL, share=(1, 1), processes=1)
+        return cut(picture, wishes)
+
+    folder = as_folders(tmp_path / "in")
+    monkeypatch.setattr(prepare, "prepare_picture", first_by_another)
+    prepare.prepare(folder, tmp_path / "out", SMALL, processes=1)
+    assert content(tmp_path / "out") == content(expected)
+    (tmp_path / "w" / "share-1-of-2").mkdir(parents=True)
+    files.wait_for_shares(tmp_path / "w")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import time; from pathlib import Path\n"
+         f"from fusionjax.files import locked\n"
+         f"with locked(Path({str(tmp_path / 'w' / 'share-1-of-2')!r})):\n"
+         f"    print(flush=True); time.sleep(60)"],
+        cwd=ROOT, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with holder.stdout as said:
+        said.readline()
+    with pytest.raises(UserError, match=f"is being written by process {holder.pid} on"):
+        files.wait_for_shares(tmp_path / "w", 0.3)
+    holder.kill()
+    holder.wait()
+    files.wait_for_shares(tmp_path / "w", 5)
+
+
+def test_tables_as_programs_write_them(expected, tmp_path):
+    """Excel's mark, line breaks inside a field, line separators that JSON need not escape."""
+    rows = [
+        {
+            "file_name": f"files/{person}/{n}.jpg",
+            "text": f"{words}\nand\u2028more",
+            "person": person,
+        }
+        for n, (person, words) in enumerate(zip(PEOPLE, WORDS, strict=True))
+    ]
+    as_folders(tmp_path / "files")
+    with (tmp_path / "metadata.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        (writer := csv.DictWriter(file, rows[0])).writeheader()
+        writer.writerows(rows)
+    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    (tmp_path / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    for name in ("metadata.csv", "metadata.jsonl"):
+        found = read(tmp_path / name)
+        assert [picture.caption for picture in found] == [row["text"] for row in rows]
+        assert [picture.person for picture in found] == PEOPLE
+        with pytest.raises(UserError, match=r"has no column 'nosuch', but \['file_name"):
+            list(read_part(parts_of([tmp_path / name], "nosuch")[0]))
+    table = pa.table({"jpg": PICTURES, "caption": WORDS, "person": [1.0, None, 3.0] * 3})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [picture.person for picture in read(tmp_path / "a.parquet")][:3] == ["1", None, "3"]
 
 
 def test_the_same_pictures_are_the_same_bytes(tmp_path):
@@ -443,7 +540,7 @@ def test_the_page_shows_what_is_kept_and_dropped(tmp_path):
 def test_machines_that_share_the_work(expected, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PART", 2)
     done = []
-    monkeypatch.setattr(prepare, "_do_part", lambda job, wishes: done.append(job[0]))
+    monkeypatch.setattr(prepare, "_do_part", lambda job, wishes: done.append(job[0]) or 0)
     for index in (1, 2, 3):
         prepare.prepare(as_folders(tmp_path / "in"), tmp_path / "x", share=(index, 3), processes=1)
     assert sorted(done, key=str) == sorted(parts_of([tmp_path / "in"]), key=str)
@@ -509,7 +606,7 @@ def test_a_caption_in_the_language_wished_for():
 
 
 def test_a_disk_that_will_be_full_is_told_early(tmp_path, monkeypatch):
-    """After the first part; what is done is kept, and the same command goes on."""
+    """After the first parts; what is done is kept, and the same command goes on."""
     monkeypatch.setattr(sources, "PART", 2)
     found, usage = as_folders(tmp_path / "in"), shutil.disk_usage
     small = usage(tmp_path)._replace(free=100)
@@ -519,7 +616,7 @@ def test_a_disk_that_will_be_full_is_told_early(tmp_path, monkeypatch):
     ):
         prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
     parts = [path for path in (tmp_path / "out.unfinished").iterdir() if path.is_dir()]
-    assert len(parts) == 1
+    assert len(parts) == 3  # of which the size of the others is guessed
     monkeypatch.setattr(shutil, "disk_usage", usage)
     prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
     assert len(content(tmp_path / "out")) == 9

@@ -34,11 +34,15 @@ Odd("Event loop is closed")
 run(Writer(OSError(28, "No space left on device")))
 run(Writer(OSError("handle is closed")))
 logging.getLogger("absl").error("1: _SignalingThread.run() raised an exception: full")
+full = OSError(28, "No space left on device")
+logging.getLogger("absl").error("in a thread", exc_info=full)
+logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=full)
 print("now what is shown", file=sys.stderr)
 Odd("something else")
 run(Writer(ValueError("a fault of its own")))
 run(threading.Thread(target=lambda: 1 / 0))
 logging.getLogger("absl").error("another error")
+logging.getLogger("asyncio").error("Task exception", exc_info=ValueError("of another kind"))
 """
 
 
@@ -51,5 +55,11 @@ def test_only_echoes_are_left_out():
     assert quiet.split("\n") == [
         "", "TensorBoard's events cannot be written (No space left on device)", "",
     ]  # fmt: skip
-    for words in ("something else", "a fault of its own", "ZeroDivisionError", "another error"):
+    for words in (
+        "something else",
+        "a fault of its own",
+        "ZeroDivisionError",
+        "another error",
+        "of another kind",
+    ):
         assert words in shown

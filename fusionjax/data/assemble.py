@@ -19,8 +19,9 @@ from fusionjax import schema
 from fusionjax.data.clusters import clusters
 from fusionjax.data.prepared import Prepared
 from fusionjax.data.report import write_report
-from fusionjax.errors import UserError, printable, shortened
+from fusionjax.errors import UserError, a_share, at_least, printable, shortened
 from fusionjax.files import whole_folder, write_whole
+from fusionjax.options import check_number
 
 SPLITS = ("train", "validation")
 SKIPPED = "skipped.tsv"
@@ -83,6 +84,11 @@ class Division:
     most_skipped: float = 0.5
     keep_duplicates: bool = False
     same_person: float = 0.5
+
+    def __post_init__(self) -> None:
+        a_share(validation_share=self.validation_share, most_skipped=self.most_skipped)
+        at_least(1, max_references=self.max_references)
+        check_number("same_person", self.same_person, -1, 1)
 
 
 class Part:

@@ -9,6 +9,7 @@ Axes: b batch, n examples, h w c latent grid and channels, H W pixels, t d token
 """
 
 import collections
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -43,12 +44,14 @@ from fusionjax.files import (
     locked,
     size_of,
     take_place,
+    wait_for_shares,
     whole_folder,
     write_whole,
 )
 from fusionjax.pixels import decode_image
 
 PART = 512  # examples
+_OPTIONS = {field.name for field in dataclasses.fields(CacheOptions)}
 Progress = Callable[[int, int], None]
 
 
@@ -116,6 +119,8 @@ def write_cache(
     own = unfinished if share is None else unfinished / f"share-{index}-of-{count}"
     own.mkdir(parents=True, exist_ok=True)
     with locked(own):
+        if share is None:
+            wait_for_shares(unfinished)
         parts = _parts(folder, len(source), about, how)
         mine = parts[index - 1 :: count]
         total, done = sum(len(span) for span, _ in mine), 0
@@ -229,7 +234,9 @@ def about_split(split: str, about: dict[str, Any], **options: Any) -> dict[str, 
         about: of the dataset and the base.
         **options: of `CacheOptions`.
     """
-    return {"split": split, "references": options.get("with_references", True), **about}
+    how = CacheOptions(**{name: value for name, value in options.items() if name in _OPTIONS})
+    views = how.views if how.with_references else 0
+    return {"split": split, "references": how.with_references, "views": views, **about}
 
 
 # --- all parts ------------------------------------------------------------------------------------

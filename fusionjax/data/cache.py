@@ -130,7 +130,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def _agrees(found: dict[str, Any], name: str, value: Any) -> bool:
-    if name == "content" and name not in found:
+    if name in ("content", "views") and name not in found:
         return True  # an older cache, which knows its dataset by `dataset` alone
     return bool(found.get(name) == value)
 
@@ -146,10 +146,14 @@ def differs_in_content_alone(folder: Path, about: dict[str, Any]) -> bool:
         UserError: if there is no finished cache.
     """
     found = read_about(folder)
-    rest = {"version": VERSION, **about}.items() - {(n, about.get(n)) for n in _DATASET}
+    wanted = {"version": VERSION, **about}
     changed = any(not _agrees(found, name, about.get(name)) for name in _DATASET)
     # One that holds more than is asked for would lose it.
-    return changed and not found.keys() - {"version", *about} and rest <= found.items()
+    return (
+        changed
+        and not found.keys() - wanted.keys()
+        and all(_agrees(found, name, wanted[name]) for name in wanted.keys() - set(_DATASET))
+    )
 
 
 class CachedLatents:

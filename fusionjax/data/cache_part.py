@@ -115,7 +115,7 @@ def write_part(
             boxes += list(found.face_boxes)
             box_starts.append(len(boxes))
         progress(number - span.start + 1)
-    with whole_folder(place) as beside:
+    with whole_folder(place, or_there=True) as beside:
         (beside / SKIPPED).write_text("".join(skipped), encoding="utf-8")
         if not targets:
             return

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from fusionjax.data.assemble import INDEX, PLAN, Assembly, Division, Finished, Part, remembered
+from fusionjax.data.picture import Picture
 from fusionjax.data.prepared import Dropped, Wishes, prepare_picture
 from fusionjax.data.prepared import Prepared as Found
 from fusionjax.data.report import KEPT, Examples
 from fusionjax.data.sources import Part as Source
-from fusionjax.data.sources import Picture, parts_of, read_part
+from fusionjax.data.sources import parts_of, read_part
 from fusionjax.errors import UserError, at_least, printable, shortened, told
 from fusionjax.files import (
     check_room,
@@ -36,6 +37,7 @@ from fusionjax.files import (
     put_back,
     size_of,
     take_place,
+    wait_for_shares,
     whole_folder,
     write_whole,
 )
@@ -52,6 +54,7 @@ def prepare(
     column: str | None = None,
     processes: int | None = None,
     share: tuple[int, int] | None = None,
+    forget: bool = False,
     progress: Progress | None = None,
     tell: Callable[[str], object] = lambda _: None,
     **division: Any,
@@ -68,6 +71,7 @@ def prepare(
         processes: that read and cut at once; None is the machine's cores.
         share: (i, n) does the i-th of n shares of the parts and no more, i from 1, so that n
             machines with a common disk share the work; once all have, a call without it ends it.
+        forget: leave out what an earlier dataset has of sources that are not named now.
         progress: called with the parts done and their number.
         tell: is told what of an earlier dataset is kept.
         **division: of `assemble.Division`.
@@ -79,12 +83,14 @@ def prepare(
         UserError: if a source is none, the folder is something else's, or too much was dropped.
     """
     how = Division(**division)
-    at_least(0, validation_share=how.validation_share, most_skipped=how.most_skipped)
-    at_least(1, max_references=how.max_references)
+    if processes is not None:
+        at_least(1, processes=processes)
     index, count = share or (1, 1)
     if not 1 <= index <= count:
         raise UserError(f"the share is {index}/{count}; it must be I/N with 1 ≤ I ≤ N")
-    wishes, target, named = wishes or Wishes(), Path(folder), [Path(source) for source in sources]
+    wishes, target = wishes or Wishes(), _target(Path(folder))
+    named = {source.resolve(): source for source in map(Path, sources)}  # each once
+    _check_apart(target, named)
     plan: dict[str, Any] = {
         "wishes": dataclasses.asdict(wishes),
         "sources": sorted(map(str, named)),
@@ -93,12 +99,14 @@ def prepare(
     put_back(target, work / _REPLACED)
     earlier = Finished(target) if target.exists() else None
     if earlier is not None:
-        _check_extends(target, earlier.plan, plan)
-    parts = {part.digest(): part for part in parts_of(named, column)}
+        _check_extends(target, earlier.plan, plan, forget=forget)
+    parts = {part.digest(): part for part in parts_of(named.values(), column)}
     own = work if share is None else work / f"share-{index}-of-{count}"
     own.mkdir(parents=True, exist_ok=True)
     with locked(own):
         _check_same(work, plan["wishes"])
+        if share is None:
+            wait_for_shares(work)
         known = dict(earlier.parts) if earlier is not None else {}
         while True:
             missing = [digest for digest in parts if digest not in known]
@@ -120,6 +128,7 @@ def prepare(
             )
         if earlier is None or earlier.plan != plan:
             listed = target.with_name(f"{target.name}.skipped.tsv")
+            shutil.rmtree(work / _WHOLE, ignore_errors=True)  # of a run that was killed
             assembly.write(work / _WHOLE, listed, plan)
             take_place(work / _WHOLE, target, work / _REPLACED)
     shutil.rmtree(work)
@@ -130,7 +139,34 @@ def _counted(parts: int) -> str:
     return f"{parts:,} part{'s' * (parts != 1)} of its sources"
 
 
-def _check_extends(target: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _target(folder: Path) -> Path:
+    """Where the dataset goes: what a link points to, so that the link stays."""
+    if folder.is_symlink():
+        return folder.resolve()
+    if not folder.name:
+        raise UserError(
+            f"the dataset is {str(folder)!r}, which is no name of its own; name a folder"
+        )
+    return folder
+
+
+def _check_apart(target: Path, sources: Iterable[Path]) -> None:
+    """Raises UserError if the dataset would lie in a source, and be read the next time."""
+    for source in sources:
+        if target.resolve().is_relative_to(source):
+            raise UserError(
+                f"{str(target)!r} lies in the source {shortened(str(source), 150)}; name a dataset "
+                "outside of it"
+            )
+    if target.is_file():
+        raise UserError(
+            f"{str(target)!r} is a file; the dataset's folder is named last, behind the sources"
+        )
+
+
+def _check_extends(
+    target: Path, before: dict[str, Any], now: dict[str, Any], *, forget: bool
+) -> None:
     """Raises UserError if a dataset was prepared otherwise, or from what is not named now."""
     for name, value in now["wishes"].items():
         if (was := before["wishes"].get(name)) != value:
@@ -138,12 +174,12 @@ def _check_extends(target: Path, before: dict[str, Any], now: dict[str, Any]) ->
                 f"{str(target)!r} was prepared with {name} {told(was)}, not {told(value)}; "
                 "remove it or name another"
             )
-    others = [p for p in before["sources"] if p not in now["sources"] and Path(p).exists()]
-    if others:
+    others = [path for path in before["sources"] if path not in now["sources"]]
+    if others and not forget:
         raise UserError(
             f"{str(target)!r} was prepared from {shortened(others[0], 200)} too, which is not "
             f"named now{f' ({len(others)} such)' if len(others) > 1 else ''}; name all its "
-            "sources, or another dataset"
+            "sources, or add --forget to leave its pictures out"
         )
 
 
@@ -158,10 +194,13 @@ def _do_parts(
     pairs = [(part, work / digest) for digest, part in parts.items()]
     waiting = [(part, place) for part, place in pairs if not place.exists()]
     done = len(parts) - len(waiting)
+    sizes: list[int] = []
     for size in _mapped(functools.partial(_do_part, wishes=wishes), waiting, processes):
         done += 1
-        # All parts are as large, and the dataset is written when they all are.
-        check_room(work, size * (2 * len(parts) - done))
+        sizes.append(size)
+        if len(sizes) >= min(3, len(waiting)):
+            # All parts are about as large, and the dataset is written when they all are.
+            check_room(work, sum(sizes) // len(sizes) * (2 * len(parts) - done))
         if progress is not None:
             progress(done, len(parts))
 
@@ -210,7 +249,7 @@ def _do_part(job: tuple[Source, Path], wishes: Wishes) -> int:
 
     part, place = job
     serialize = _serializer()
-    with whole_folder(place) as beside:
+    with whole_folder(place, or_there=True) as beside:
         writer = ArrayRecordWriter(str(beside / "records"), "group_size:1")
         kept, dropped, examples = [], [], Examples()
         for picture in read_part(part):

@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 same_person=args.same_person,
                 processes=args.processes,
                 share=args.share,
+                forget=args.forget,
                 progress=progress,
                 tell=lambda text: print(f"{args.dataset}: {text}"),
             )
@@ -120,6 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-duplicates", action="store_true", help="keep what looks like an earlier picture"
     )
+    parser.add_argument(
+        "--forget", action="store_true",
+        help="leave out what DATASET has of sources that are not named now",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, help="how many work at once (all cores)")
     parser.add_argument(
         "--share", type=share_of, metavar="I/N",

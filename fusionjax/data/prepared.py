@@ -11,8 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from fusionjax import photos
-from fusionjax.data.sources import Picture
-from fusionjax.errors import UserError, at_least
+from fusionjax.data.picture import Picture
+from fusionjax.errors import UserError, at_least, printable
 from fusionjax.face_detection import detect, embed
 from fusionjax.options import not_one_of
 
@@ -138,7 +138,7 @@ def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
         jpeg(face, wishes.size) if known is not None or compared else None,
         boxes,
         caption,
-        picture.name if known is None else known,
+        printable(picture.name if known is None else known),
         look_of(whole),
         max(faces[0][2:]),
         embed(image, found[0]).astype(np.float16) if compared else None,

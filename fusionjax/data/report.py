@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fusionjax import photos
-from fusionjax.data.sources import Picture
+from fusionjax.data.picture import Picture
 from fusionjax.errors import UserError
 
 KEPT = "kept"

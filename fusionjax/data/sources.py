@@ -15,49 +15,32 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import json
-import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fusionjax import schema
+from fusionjax.data.picture import (
+    CAPTIONS,
+    ENDINGS,
+    MOST_TEXT_BYTES,
+    PICTURES,
+    Picture,
+    Unread,
+    Unusable,
+    decoded,
+    first_of,
+    person_of,
+)
+from fusionjax.data.tar_shards import read_tar
 from fusionjax.errors import UserError, shortened, told
 from fusionjax.files import read_whole
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 PART = 500  # rows of a table that are one part; of a folder about so many pictures are
 _TABLES = (".jsonl", ".csv", ".json", ".parquet", ".arrow")
-_PICTURES = ("file_name", "image_file", "image", "jpg", "png", "webp", "path")
-_CAPTIONS = ("text", "caption", "TEXT", "txt", "prompt")
-_PEOPLE = ("person", "identity", "person_id", "label")
-_MOST_TEXT_BYTES = 1_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """One picture as its source has it.
-
-    Attributes:
-        name: where it was found, for people to read; unlike all others' of the sources.
-        content: the encoded picture, or the file that holds it.
-        caption: what is said of it; empty if nothing is.
-        person: whose picture it is, where the source says so.
-    """
-
-    name: str
-    content: bytes | Path
-    caption: str
-    person: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Unread:
-    """A picture that the source names and does not have, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +64,7 @@ class Part:
 
     def digest(self) -> str:
         """16 hex digits of which pictures and captions these are, without reading pictures."""
-        about = [self.kind, str(self.path), self.names, self.by_person, self.column]
+        about = [self.kind, str(self.path.resolve()), self.names, self.by_person, self.column]
         if self.kind == "folder":
             pictures = [self.path / name for name in self.names]
             files = [p.with_suffix(e) for p in pictures for e in (p.suffix, ".txt", ".json")]
@@ -127,7 +110,7 @@ def parts_of(sources: Iterable[str | Path], column: str | None = None) -> list[P
 def _parts_of(source: Path, column: str | None) -> Iterator[Part]:
     if source.is_file():
         if source.suffix == ".tar":
-            yield Part("tar", source)
+            yield Part("tar", source, column=column)
         elif source.suffix in (".parquet", ".arrow"):
             yield Part(source.suffix[1:], source, column=column)
         elif source.suffix in _TABLES:
@@ -183,7 +166,10 @@ def read_part(part: Part) -> Iterator[Picture | Unread]:
     Raises:
         UserError: if the part as a whole cannot be read.
     """
-    readers: dict[str, Any] = {"folder": _read_folder, "tar": _read_tar, "table": _read_table}
+    if part.kind == "tar":
+        yield from read_tar(part.path, part.column)
+        return
+    readers: dict[str, Any] = {"folder": _read_folder, "table": _read_table}
     yield from readers.get(part.kind, _read_columns)(part)
 
 
@@ -192,93 +178,30 @@ def _read_folder(part: Part) -> Iterator[Picture | Unread]:
         path = part.path / name
         try:
             caption = _caption_beside(path)
-        except _Unusable as why:
+        except Unusable as why:
             yield Unread(str(path), str(why))
             continue
         yield Picture(str(path), path, caption, name.split("/")[0] if part.by_person else None)
-
-
-class _Unusable(Exception):
-    """Why a picture cannot be used."""
 
 
 def _caption_beside(path: Path) -> str:
     words, about = path.with_suffix(".txt"), path.with_suffix(".json")
     try:
         if words.is_file():
-            return _decoded(read_whole(words, _MOST_TEXT_BYTES))
+            return decoded(read_whole(words, MOST_TEXT_BYTES))
         if about.is_file():
-            return _first(schema.read_json(about), _CAPTIONS)
+            return first_of(schema.read_json(about), CAPTIONS)
     except UserError as error:
-        raise _Unusable(f"a caption that cannot be read ({shortened(str(error), 80)})") from None
+        raise Unusable(f"a caption that cannot be read ({shortened(str(error), 80)})") from None
     return ""
 
 
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise _Unusable("a caption that is not UTF-8") from None
-
-
-def _first(row: Mapping[str, Any], names: Iterable[str]) -> str:
-    """The first of several columns that a row has, as text."""
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, bytes):
-            return _decoded(value)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            return str(value).strip()
-    return ""
-
-
-# --- tar shards -----------------------------------------------------------------------------------
-
-
-def _read_tar(part: Part) -> Iterator[Picture | Unread]:
-    """Samples as webdataset has them: files that follow each other under one name."""
-    sample: dict[str, bytes] = {}
-    stem = ""
-    try:
-        with tarfile.open(part.path, "r|") as shard:
-            for member in shard:
-                if not member.isfile():
-                    continue
-                folder, _, file = member.name.rpartition("/")
-                name, _, ending = file.partition(".")
-                if f"{folder}/{name}" != stem:
-                    yield from _sample(part, stem, sample)
-                    stem, sample = f"{folder}/{name}", {}
-                opened = shard.extractfile(member)
-                assert opened is not None
-                sample[ending.lower()] = opened.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield from _sample(part, stem, sample)
-        yield Unread(f"{part.path}", f"a shard that is cut off or damaged ({str(error)[:60]})")
-        return
-    yield from _sample(part, stem, sample)
-
-
-def _sample(part: Part, stem: str, sample: Mapping[str, bytes]) -> Iterator[Picture | Unread]:
-    if not sample:
-        return
-    name = f"{part.path}/{stem.strip('/')}"
-    content = next((sample[e[1:]] for e in ENDINGS if e[1:] in sample), None)
-    about: dict[str, Any] = {}
-    try:
-        if "json" in sample:
-            about = schema.typed(schema.parse_json(sample["json"], "it"), dict[str, Any])
-        if content is None:
-            status = about.get("status")
-            failed = isinstance(status, str) and status != "success"
-            raise _Unusable("a link that was dead" if failed else "no picture in the sample")
-        caption = _decoded(sample["txt"]) if "txt" in sample else _first(about, _CAPTIONS)
-    except UserError:
-        yield Unread(name, "a .json that is none")
-    except _Unusable as why:
-        yield Unread(name, str(why))
-    else:
-        yield Picture(name, content, caption, _first(about, _PEOPLE) or None)
+def _beside(part: Part, name: str) -> Path:
+    """The file that a row names."""
+    path = part.path.parent / name
+    if not path.is_file():
+        raise Unusable("a row whose file does not exist")
+    return path
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -294,10 +217,10 @@ def _rows(path: Path, changed: int) -> list[Any]:
         if not isinstance(rows, list):
             raise UserError(f"{path} holds no list; IP-Adapter's JSON is a list of objects")
         return rows
-    lines = content.decode("utf-8", "replace").splitlines()
+    text = content.decode("utf-8-sig", "replace")  # Excel begins a table with a mark
     if path.suffix == ".csv":
-        return list(csv.DictReader(lines))
-    return [line for line in lines if line.strip()]
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def _rows_of(part: Part) -> list[Any]:
@@ -305,36 +228,47 @@ def _rows_of(part: Part) -> list[Any]:
     return _rows(part.path, part.path.stat().st_mtime_ns)[start:stop]
 
 
+def _check_column(part: Part) -> None:
+    rows = _rows(part.path, part.path.stat().st_mtime_ns)
+    if part.column is not None and not any(part.column in _values(row) for row in rows):
+        raise UserError(
+            f"{part.path} has no column {part.column!r}, but {told(list(_values(rows[0])))}"
+        )
+
+
+def _values(row: Any) -> dict[str, Any]:
+    """A row by its columns; of what is none, nothing."""
+    with contextlib.suppress(UserError):
+        row = schema.parse_json(row, "the row") if isinstance(row, str) else row
+    return row if isinstance(row, dict) else {}
+
+
 def _file_of(row: Any) -> str:
     """The picture that a row names; nothing if it names none."""
-    try:
-        values = schema.parse_json(row, "the row") if isinstance(row, str) else row
-        return _first(values, _PICTURES) if isinstance(values, dict) else ""
-    except (UserError, _Unusable):
-        return ""
+    with contextlib.suppress(Unusable):
+        return first_of(_values(row), PICTURES)
+    return ""
 
 
 def _read_table(part: Part) -> Iterator[Picture | Unread]:
+    _check_column(part)
     for number, row in enumerate(_rows_of(part), int(part.names[0]) + 1):
         where = f"{part.path}, row {number}"
         try:
             values = schema.parse_json(row, "the row") if isinstance(row, str) else row
             if not isinstance(values, dict):
-                raise _Unusable("a row that is no object")
-            file = _first(values, _PICTURES)
+                raise Unusable("a row that is no object")
+            file = first_of(values, PICTURES)
             if not file:
-                raise _Unusable(f"a row without {' or '.join(_PICTURES[:2])}")
-            path = part.path.parent / file
-            if not path.is_file():
-                raise _Unusable("a row whose file does not exist")
-            caption = _first(values, _CAPTIONS)
-            person = _first(values, (part.column,) if part.column else _PEOPLE)
+                raise Unusable(f"a row without {' or '.join(PICTURES[:2])}")
+            path = _beside(part, file)
+            caption, person = first_of(values, CAPTIONS), person_of(values, part.column)
         except UserError:
             yield Unread(where, "a row that is no JSON")
-        except _Unusable as why:
+        except Unusable as why:
             yield Unread(where, str(why))
         else:
-            yield Picture(str(path), path, caption, person or None)
+            yield Picture(str(path), path, caption, person)
 
 
 def _read_columns(part: Part) -> Iterator[Picture | Unread]:
@@ -358,32 +292,28 @@ def _read_columns(part: Part) -> Iterator[Picture | Unread]:
 
 
 def _check_columns(part: Part, names: list[str]) -> None:
-    if not any(name in names for name in _PICTURES):
+    if not any(name in names for name in PICTURES):
         links = [name for name in names if name.lower() in ("url", "image_url", "link")]
         raise UserError(
             f"{part.path} holds links ({links[0]}) and no pictures; fetch them first: img2dataset "
             "--input_format parquet --output_format webdataset"
             if links
-            else f"{part.path} has the columns {told(names)}, and none of {', '.join(_PICTURES)}"
+            else f"{part.path} has the columns {told(names)}, and none of {', '.join(PICTURES)}"
         )
     if part.column is not None and part.column not in names:
         raise UserError(f"{part.path} has no column {part.column!r}, but {told(names)}")
 
 
 def _of_row(part: Part, row: Mapping[str, Any], where: str) -> Picture | Unread:
-    value = next((row[name] for name in _PICTURES if row.get(name) is not None), None)
+    value = next((row[name] for name in PICTURES if row.get(name) is not None), None)
     if isinstance(value, Mapping):  # as `datasets` stores pictures
         value = value.get("bytes") or value.get("path")
     try:
         if isinstance(value, str):
-            path = part.path.parent / value
-            if not path.is_file():
-                raise _Unusable("a row whose file does not exist")
-            value = path
+            value = _beside(part, value)
         if not isinstance(value, bytes | Path):
-            raise _Unusable("a row without a picture")
-        caption = _first(row, _CAPTIONS)
-        person = _first(row, (part.column,) if part.column else _PEOPLE)
-    except _Unusable as why:
+            raise Unusable("a row without a picture")
+        caption, person = first_of(row, CAPTIONS), person_of(row, part.column)
+    except Unusable as why:
         return Unread(where, str(why))
-    return Picture(where, value, caption, person or None)
+    return Picture(where, value, caption, person)

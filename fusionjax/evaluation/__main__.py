@@ -118,7 +118,10 @@ def _run_faces(args: argparse.Namespace, folder: Path) -> None:
     if args.people is None:
         raise UserError("--suite faces needs --people FOLDER, with a folder of photos for each")
     given = _of_suite(args, faces_suite.FacesSuite, _OF_MINI)
-    suite = faces_suite.FacesSuite(**given | {"methods": dict(args.methods or [])})
+    methods = dict(args.methods or [])
+    if len(methods) < len(args.methods or []):
+        raise UserError("--method has a name twice; each needs its own")
+    suite = faces_suite.FacesSuite(**given | {"methods": methods})
     pipeline = None
     if args.fusion is not None or args.base is not None:
         pipeline = functools.partial(evaluate.open_pipeline, args.base, args.fusion)

@@ -90,6 +90,7 @@ def score(
     prompts: Sequence[str],
     *,
     extra: int = 0,
+    left_out: Callable[[Subject, int], int] | None = None,
     clip: Callable[[Image.Image, str], float] | None = None,
     progress: Progress | None = None,
 ) -> FaceScores:
@@ -101,6 +102,7 @@ def score(
         known: what `know` says of each.
         prompts: what was asked for.
         extra: see `FaceScores`.
+        left_out: which of the person's other photos a picture is, and is not compared with.
         clip: picture and prompt to 100 × cosine.
         progress: called with the pictures done and their number.
     """
@@ -129,12 +131,21 @@ def score(
         if not seen:
             failures["no face"] += 1
             continue
-        measures = _measures(embed(image, seen[0]), aligned(image, seen[0]), known[place[0]])
+        own = known[place[0]]
+        if left_out is not None:
+            others = np.delete(own.others, left_out(subject, number), axis=0)
+            own = dataclasses.replace(own, others=others)
+        measures = _measures(embed(image, seen[0]), aligned(image, seen[0]), own)
         for name, value in zip(names, measures, strict=True):
             found[name][place] = value
     return FaceScores(
         **found, faces=faces, failures=failures, extra=extra, text=None if clip is None else text
     )
+
+
+def shown_photo(subject: Subject, number: int) -> int:
+    """Which of a person's other photos stands for a perfect picture by a prompt."""
+    return number % (len(subject.photos) - 1)
 
 
 def score_folder(
@@ -156,7 +167,7 @@ def _measures(
     to_others = known.others @ vector
     return (
         1 - to_reference,
-        float(np.mean(1 - to_others)),
+        float(np.mean(1 - to_others)) if len(to_others) else np.nan,
         copying(to_reference, to_others, known.others @ known.reference),
         float(peak_signal_noise_ratio(known.crop, crop, data_range=255))
         if (crop != known.crop).any()
@@ -179,8 +190,10 @@ def copying(
         reference_to_others: cosines of the reference and those.
 
     Returns:
-        The mean over the other photos.
+        The mean over the other photos; NaN if there is none.
     """
+    if not len(to_others):
+        return float("nan")
     angles = [np.arccos(np.clip(c, -1, 1)) for c in (to_others, to_reference, reference_to_others)]
     return float(np.mean((angles[0] - angles[1]) / np.maximum(angles[2], 1e-3)))
 

@@ -130,7 +130,7 @@ def table(results: FacesResults) -> str:
     if any(scores.text is not None for scores in results.scores.values()):
         columns["CLIP score ↑"] = ("text", 1)
     lines += _rows(results, columns)
-    painted = [name for name in results.scores if not name.endswith(")")]
+    painted = [name for name in results.scores if name == OURS or name in suite.methods]
     if len(painted) > 1:
         differences = [
             f"{name} {_told(interval, 3)}"

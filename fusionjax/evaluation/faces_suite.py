@@ -1,13 +1,16 @@
 """The suite `faces`: real people and prompts, painted here or by others, and the tables of it."""
 
 import dataclasses
+import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from fusionjax.errors import UserError, at_least
+from fusionjax.errors import UserError, at_least, told
 from fusionjax.evaluation import faces, faces_report
 from fusionjax.evaluation.clip_score import clip_score
 from fusionjax.evaluation.faces_report import OURS
@@ -103,7 +106,7 @@ def run(
     for name, folder in methods.items():
         check_method(name, folder, subjects, len(prompts))
     clip = None if suite.clip is None else clip_score(suite.clip)
-    if open_pipeline is None and not methods:
+    if open_pipeline is None and (suite.share is not None or not methods):
         raise UserError("nothing is to be measured; name an adapter, or methods with --method")
 
     def at(stage: str) -> faces.Progress:
@@ -125,13 +128,14 @@ def run(
     # What a perfect picture, a copy and a stranger's would get: no prompt is in them.
     following = dict(zip(subjects, [*subjects[1:], subjects[0]], strict=True))
     bounds: dict[str, Callable[[Subject, int], Path]] = {
-        TRUTH: lambda subject, number: subject.photos[1 + number % (len(subject.photos) - 1)],
+        TRUTH: lambda subject, number: subject.photos[1 + faces.shown_photo(subject, number)],
         COPY: lambda subject, number: subject.photos[0],
         STRANGER: lambda subject, number: following[subject].photos[0],
     }
     few = prompts[: max(len(subject.photos) for subject in subjects) - 1]
     for name, pictures in bounds.items():
-        scores[name] = faces.score(pictures, subjects, known, few)
+        left_out = faces.shown_photo if name == TRUTH else None
+        scores[name] = faces.score(pictures, subjects, known, few, left_out=left_out)
     results = faces_report.FacesResults(suite, [s.name for s in subjects], prompts, scores)
     sheet = faces_report.sheet(subjects, prompts, methods)
     faces_report.write(results, sheet, output)
@@ -151,7 +155,7 @@ def paint(
     Raises:
         UserError: if what is there was painted otherwise.
     """
-    _check_same(folder, suite, pipe, prompts)
+    _check_same(folder, suite, pipe, subjects, prompts)
     index, count = suite.share or (1, 1)
     mine = subjects[index - 1 :: count]
     settings = Settings(
@@ -170,13 +174,13 @@ def paint(
         people: tuple[Identity, ...] = ()
         if pipe.fusion_params is not None:
             people = (pipe.encode_identity(str(subject.photos[0])),)
-        number = subjects.index(subject)
+        first_seed = zlib.crc32(subject.name.encode()) + suite.seed  # whoever is beside them
         requests = [
             Request(
                 prompt=prompts[n],
                 identities=people,
                 face_strength=suite.face_strength,
-                seed=suite.seed + 1000 * number + n,
+                seed=(first_seed + n) % 2**31,
                 guidance_scale=suite.guidance_scale,
             )
             for n in missing
@@ -195,16 +199,22 @@ def paint(
 
 
 def _check_same(
-    folder: Path, suite: FacesSuite, pipe: FusionPipeline, prompts: Sequence[str]
+    folder: Path,
+    suite: FacesSuite,
+    pipe: FusionPipeline,
+    subjects: Sequence[Subject],
+    prompts: Sequence[str],
 ) -> None:
-    how = {
+    options = ("steps", "guidance_scale", "face_strength", "scheduler", "seed")
+    how: dict[str, Any] = {
         "base": pipe.base.fingerprint,
         "fusion": pipe.fingerprints.get("fusion"),
         "prompts": list(prompts),
-        **{
-            name: getattr(suite, name)
-            for name in ("people", "steps", "guidance_scale", "face_strength", "scheduler", "seed")
+        "photos": {
+            subject.name: hashlib.blake2b(subject.photos[0].read_bytes(), digest_size=8).hexdigest()
+            for subject in subjects
         },
+        **{name: getattr(suite, name) for name in options},
     }
     place = folder / _HOW
     if place.is_file():
@@ -214,10 +224,20 @@ def _check_same(
             if name == "prompts":  # more of them add to those of fewer
                 both = zip(before.get(name, []), prompts, strict=False)
                 same = all(a == b for a, b in both)
+            if name == "photos":  # and so do people
+                old = before.get(name, {})
+                changed = [who for who in value if old.get(who, value[who]) != value[who]]
+                if changed:
+                    raise UserError(
+                        f"{str(folder)!r} holds pictures of another photo of {told(changed[0])}; "
+                        "remove that person's folder there, or name another --output"
+                    )
+                how[name] = old | value
+                same = True
             if not same:
                 raise UserError(
                     f"{str(folder)!r} holds pictures of another {name}; name another --output"
                 )
         if len(before["prompts"]) > len(prompts):
-            return
+            how["prompts"] = before["prompts"]
     write_whole(place, json.dumps(how, indent=1))
