@@ -467,7 +467,7 @@ MASKS = np.ones((2, 64, 64), np.float32)
         ({"height": 60}, "height is 60; it must be a multiple of 8, for example 64"),
         ({"height": 72}, "height is 72; it must be a multiple of 16, for example 64"),
         ({"width": 0}, r"width is 0; it must be in 8\.\.8192"),
-        ({"scheduler": "heun"}, "scheduler is 'heun'; choose one of ddim"),
+        ({"scheduler": "none"}, "scheduler is 'none'; choose one of ddim"),
         ({"scheduler": "DPM++ 2M"}, "did you mean 'dpmpp_2m'[?] Choose one of ddim"),
         ({"num_inference_steps": 0}, r"num_inference_steps is 0; it must be in 1\.\.999"),
         ({"seed": -1}, r"seed is -1; it must be in 0\.\."),

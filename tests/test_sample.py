@@ -593,7 +593,7 @@ def test_help_needs_no_models():
         ({"steps": True}, "steps is True; it must be a whole number"),
         ({"seed": -1}, r"seed is -1; it must be in 0..4294967295"),
         ({"guidance_scale": "7"}, "guidance_scale is '7'; it must be a number"),
-        ({"scheduler": "heun"}, "scheduler is 'heun'; choose one of ddim"),
+        ({"scheduler": "none"}, "scheduler is 'none'; choose one of ddim"),
         ({"people": "ann"}, "people is 'ann'; it must be a list"),
         ({"people": ["ann"]}, "a person is 'ann'; it must have keys such as faces"),
         ({"people": [{}]}, "a person has no faces; name at least one"),
