@@ -1,8 +1,8 @@
 """A row of a sampler's table, and what the tables have in common.
 
 Two spaces are in use, as in diffusers. "Variance preserving" latents are x_t = α x + σ ε with
-α² + σ² = 1 (DDIM, PNDM, DPM-Solver++); "variance exploding" latents are x + σ ε with
-σ = sqrt((1 - a_t) / a_t) (Euler, LMS) and are scaled before the UNet sees them.
+α² + σ² = 1 (all others); "variance exploding" latents are x + σ ε with
+σ = sqrt((1 - a_t) / a_t) (Euler, Heun, LMS) and are scaled before the UNet sees them.
 
 Legend: s rows (calls of the UNet); a_t the schedule's `alphas_cumprod`.
 """

@@ -6,9 +6,7 @@ weights depend on the noise schedule only, so they are worked out beforehand in 
 sampler is a table with one row for each call of the UNet. `advance` applies a row; it is the same
 function for every sampler, and which sampler it is remains data inside a `lax.scan`.
 
-Two spaces are in use, as in diffusers. "Variance preserving" latents are x_t = α x + σ ε with
-α² + σ² = 1 (DDIM, PNDM, DPM-Solver++); "variance exploding" latents are x + σ ε with
-σ = sqrt((1 - a_t) / a_t) (Euler, LMS) and are scaled before the UNet sees them.
+Of the latents' two spaces `rows` tells.
 
 Legend: s rows (calls of the UNet), b batch; a_t the schedule's `alphas_cumprod`.
 """

@@ -1,8 +1,6 @@
 """The samplers' tables: one row for each call of the UNet, worked out in float64 beforehand.
 
-Two spaces are in use, as in diffusers. "Variance preserving" latents are x_t = α x + σ ε with
-α² + σ² = 1 (DDIM, PNDM, DPM-Solver++); "variance exploding" latents are x + σ ε with
-σ = sqrt((1 - a_t) / a_t) (Euler, LMS) and are scaled before the UNet sees them.
+Of the latents' two spaces `rows` tells.
 
 Legend: s rows (calls of the UNet); a_t the schedule's `alphas_cumprod`.
 """
