@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageOps
 from skimage import data
 
-from fusionjax import files
+from fusionjax import files, photos
 from fusionjax.__main__ import main
 from fusionjax.data import clusters as clusters_module
 from fusionjax.data import prepare, prepared, sources
@@ -379,6 +379,18 @@ def test_sources_that_grew_cost_what_is_new(expected, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "at once", "in", "out"]
 
 
+def test_a_dataset_from_before_a_wish(tmp_path, monkeypatch):
+    found, folder = as_folders(tmp_path / "in"), tmp_path / "out"
+    prepare.prepare(found, folder, SMALL, processes=1)
+    plan = json.loads((folder / "prepare.json").read_text())
+    del plan["wishes"]["crop"]
+    (folder / "prepare.json").write_text(json.dumps(plan))
+    prepare.prepare(found, folder, SMALL, processes=1)
+    assert json.loads((folder / "prepare.json").read_text())["wishes"]["crop"] == "auto"
+    with pytest.raises(UserError, match="prepared with crop 'auto', not 'none'"):
+        prepare.prepare(found, folder, dataclasses.replace(SMALL, crop="none"), processes=1)
+
+
 def test_a_dataset_is_not_replaced_by_less(tmp_path):
     """Of other options or of fewer sources it is refused, and stays; a gone source may leave."""
     first, second = as_folders(tmp_path / "a"), as_shards(tmp_path / "b")
@@ -620,6 +632,35 @@ def test_a_disk_that_will_be_full_is_told_early(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", usage)
     prepare.prepare(found, tmp_path / "out", SMALL, processes=1)
     assert len(content(tmp_path / "out")) == 9
+
+
+@pytest.mark.parametrize("size", [(400, 260), (260, 400)])
+def test_a_picture_that_is_kept_whole(size):
+    picture = Image.fromarray(data.astronaut()).crop((60, 0, 60 + size[0], size[1]))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    given = Picture("a", file.getvalue(), "an astronaut", "ann")
+    wishes = dataclasses.replace(SMALL, size=400)
+    cut = prepare_picture(given, wishes)
+    whole = prepare_picture(given, dataclasses.replace(wishes, crop="none"))
+    pixels = decode_image(whole.image)
+    x, y = (400 - size[0]) // 2, (400 - size[1]) // 2
+    inside = pixels[y : y + size[1], x : x + size[0]]
+    assert np.abs(inside.astype(int) - np.asarray(picture)).mean() < 4  # what JPEG changes
+    bars = np.ones((400, 400), bool)
+    bars[y : y + size[1], x : x + size[0]] = False
+    assert pixels[bars].mean() > 250
+    assert whole.face == cut.face
+    # The same face in both squares: the whole one's is smaller, by the sides' ratio.
+    ((_, left, _, right),) = cut.boxes
+    ((ymin, xmin, ymax, xmax),) = whole.boxes
+    np.testing.assert_allclose(xmax - xmin, (right - left) * 260 / 400, rtol=1e-5)
+    ((a, b, w, h),) = photos.find_faces(picture)
+    np.testing.assert_allclose(
+        [ymin, xmin, ymax, xmax],
+        np.array([b + y, a + x, b + y + h, a + x + w]) / 400,
+        atol=1e-6,
+    )
 
 
 def test_several_faces(monkeypatch):

@@ -168,8 +168,9 @@ def _check_extends(
     target: Path, before: dict[str, Any], now: dict[str, Any], *, forget: bool
 ) -> None:
     """Raises UserError if a dataset was prepared otherwise, or from what is not named now."""
+    first = _with_defaults(before["wishes"])
     for name, value in now["wishes"].items():
-        if (was := before["wishes"].get(name)) != value:
+        if (was := first[name]) != value:
             raise UserError(
                 f"{str(target)!r} was prepared with {name} {told(was)}, not {told(value)}; "
                 "remove it or name another"
@@ -207,12 +208,17 @@ def _do_parts(
 
 def _check_same(work: Path, wishes: dict[str, Any]) -> None:
     """Raises UserError if what is there already was cut otherwise."""
-    now = json.dumps(wishes)
-    if (work / PLAN).is_file() and (work / PLAN).read_text(encoding="utf-8") != now:
+    plan = work / PLAN
+    if plan.is_file() and _with_defaults(json.loads(plan.read_text(encoding="utf-8"))) != wishes:
         raise UserError(
             f"{str(work)!r} holds what was done with other options; give those again, or remove it"
         )
-    write_whole(work / PLAN, now)
+    write_whole(plan, json.dumps(wishes))
+
+
+def _with_defaults(wishes: dict[str, Any]) -> dict[str, Any]:
+    """Wishes that were written down, perhaps before there was one of today's."""
+    return dataclasses.asdict(Wishes()) | wishes
 
 
 def _mapped(

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from fusionjax.command import parser_of, progress_bar, run_command, share_of
 from fusionjax.data.prepared import PEOPLE, Wishes
+from fusionjax.options import CROPS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         wishes = Wishes(
             size=args.size,
+            crop=args.crop,
             smallest_picture=args.smallest_picture,
             smallest_face=args.smallest_face,
             most_faces=args.most_faces,
@@ -91,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in numbers.items():
         value = getattr(default, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (%(default)s)")
+    parser.add_argument(
+        "--crop", choices=CROPS, default=default.crop,
+        help="auto: the largest square around the person's face; none: the picture whole, with "
+        "white beside it, which is then learnt too (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--language", default="", help="of the captions, such as en; others are dropped (any)"
     )

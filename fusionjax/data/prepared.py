@@ -14,7 +14,7 @@ from fusionjax import photos
 from fusionjax.data.picture import Picture
 from fusionjax.errors import UserError, at_least, printable
 from fusionjax.face_detection import detect, embed
-from fusionjax.options import not_one_of
+from fusionjax.options import CROPS, not_one_of
 
 PEOPLE = ("source", "own", "cluster")
 _LONGEST_CAPTION = 2_000
@@ -27,6 +27,8 @@ class Wishes:
 
     Attributes:
         size: side of every picture in pixels: the base model's.
+        crop: `auto` cuts the largest square around the person's face; `none` keeps the picture
+            whole, with white beside it up to a square.
         smallest_picture: its shorter side as found, in pixels.
         smallest_face: the longer side of a face as found, in pixels; smaller ones do not count.
         most_faces: more of them, and the picture is dropped.
@@ -39,6 +41,7 @@ class Wishes:
     """
 
     size: int = 512
+    crop: str = "auto"
     smallest_picture: int = 256
     smallest_face: int = 64
     most_faces: int = 3
@@ -57,6 +60,8 @@ class Wishes:
 
             if self.language not in (known := sorted(name for name, _ in rank("a caption"))):
                 raise UserError(not_one_of("language", self.language, known))
+        if self.crop not in CROPS:
+            raise UserError(not_one_of("crop", self.crop, CROPS))
         if self.people not in PEOPLE:
             raise UserError(not_one_of("people", self.people, PEOPLE))
 
@@ -127,12 +132,12 @@ def prepare_picture(picture: Picture, wishes: Wishes) -> Prepared:
         if others and others[0] > _CLEARLY * first:
             raise Dropped("several faces, and which of them is the person's is not said")
         faces = faces[:1]
-    square, inside = _square(image, faces)
+    square, inside = _square(image, faces) if wishes.crop == "auto" else _around(image, faces)
     boxes = _boxes(inside, square)
     face = image.crop(photos.face_square(faces[0], *image.size))
     if wishes.least_sharpness > 0 and _sharpness(face) < wishes.least_sharpness:
         raise Dropped("a blurred face")
-    whole = image.crop(square)
+    whole = _cut(image, square)
     return Prepared(
         jpeg(whole, wishes.size),
         jpeg(face, wishes.size) if known is not None or compared else None,
@@ -178,6 +183,23 @@ def _square(
         if x <= a + w / 2 <= x + side and y <= b + h / 2 <= y + side
     ]  # fmt: skip
     return (x, y, x + side, y + side), inside
+
+
+def _around(
+    image: Image.Image, faces: list[tuple[int, int, int, int]]
+) -> tuple[tuple[int, int, int, int], list[tuple[int, int, int, int]]]:
+    """The smallest square that holds the whole picture in its middle, and all its faces."""
+    side = max(image.size)
+    x, y = (image.width - side) // 2, (image.height - side) // 2
+    return (x, y, x + side, y + side), faces
+
+
+def _cut(image: Image.Image, square: tuple[int, int, int, int]) -> Image.Image:
+    """What lies in a square; white where the picture has ended."""
+    left, top, right, bottom = square
+    cut = Image.new("RGB", (right - left, bottom - top), "white")
+    cut.paste(image, (-left, -top))
+    return cut
 
 
 def _boxes(
