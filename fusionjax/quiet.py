@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import sys
-import threading
 from typing import Any
 
 _DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers"
@@ -41,13 +40,12 @@ def quiet_diffusers() -> None:
 def quiet_threads() -> None:
     """Leaves out what threads print of a disk that is full or of a damaged checkpoint.
 
-    The command says it in a line. Orbax logs the traceback of its thread, tensorstore finds Orbax's
-    loop closed, and tensorboardX's writer dies: that alone is told, once, since a run goes on
-    without it.
+    The command says it in a line. Orbax logs the traceback of its thread, and tensorstore finds
+    Orbax's loop closed.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_of_a_thread)
-    unraisable, of_thread = sys.unraisablehook, threading.excepthook
+    unraisable = sys.unraisablehook
 
     def hear_unraisable(found: Any) -> None:
         if not (
@@ -56,17 +54,7 @@ def quiet_threads() -> None:
         ):
             unraisable(found)
 
-    def hear_thread(found: threading.ExceptHookArgs) -> None:
-        if not (
-            isinstance(found.exc_value, OSError)
-            and type(found.thread).__module__.startswith("tensorboardX.")
-        ):
-            of_thread(found)
-        elif found.exc_value.errno is not None:
-            reason = found.exc_value.strerror
-            print(f"\nTensorBoard's events cannot be written ({reason})", file=sys.stderr)
-
-    sys.unraisablehook, threading.excepthook = hear_unraisable, hear_thread
+    sys.unraisablehook = hear_unraisable
 
 
 def _not_of_a_thread(record: logging.LogRecord) -> bool:

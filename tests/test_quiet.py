@@ -8,7 +8,6 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import logging, sys, threading
 from fusionjax.quiet import quiet_threads
-from tensorboardX import event_file_writer
 
 quiet_threads(), quiet_threads()
 
@@ -18,29 +17,15 @@ class Odd:
     def __del__(self):
         raise RuntimeError(self.words)
 
-class Writer(event_file_writer._EventLoggerThread):
-    def __init__(self, error):
-        threading.Thread.__init__(self)
-        self.error = error
-    def run(self):
-        raise self.error
-
-Writer.__module__ = "tensorboardX.event_file_writer"
-
-def run(thread):
-    thread.start(), thread.join()
-
 Odd("Event loop is closed")
-run(Writer(OSError(28, "No space left on device")))
-run(Writer(OSError("handle is closed")))
 logging.getLogger("absl").error("1: _SignalingThread.run() raised an exception: full")
 full = OSError(28, "No space left on device")
 logging.getLogger("absl").error("in a thread", exc_info=full)
 logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=full)
 print("now what is shown", file=sys.stderr)
 Odd("something else")
-run(Writer(ValueError("a fault of its own")))
-run(threading.Thread(target=lambda: 1 / 0))
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start(), thread.join()
 logging.getLogger("absl").error("another error")
 logging.getLogger("asyncio").error("Task exception", exc_info=ValueError("of another kind"))
 """
@@ -52,14 +37,6 @@ def test_only_echoes_are_left_out():
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     quiet, shown = done.stderr.split("now what is shown")
-    assert quiet.split("\n") == [
-        "", "TensorBoard's events cannot be written (No space left on device)", "",
-    ]  # fmt: skip
-    for words in (
-        "something else",
-        "a fault of its own",
-        "ZeroDivisionError",
-        "another error",
-        "of another kind",
-    ):
+    assert not quiet
+    for words in ("something else", "ZeroDivisionError", "another error", "of another kind"):
         assert words in shown

@@ -8,10 +8,10 @@ from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from fusionjax.files import write_whole
+from train.board import Board
 
 
 class Watch:
@@ -32,7 +32,7 @@ class Watch:
         (folder / "grids").mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._lines: TextIO = _continued(folder / "metrics.jsonl", done)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._board = Board(folder / "tensorboard", done + 1)
         self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
     def step(self, shown: Mapping[str, str] | None = None) -> None:
@@ -49,13 +49,13 @@ class Watch:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
             for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
+                self._board.scalar(f"{group}/{name}", value, step)
 
     def grid(self, step: int, picture: np.ndarray) -> None:
         """Writes a picture, uint8 [H, W, 3], to the run's `grids/`."""
         if self.enabled:
             Image.fromarray(picture).save(self._folder / "grids" / f"{step:06d}.png")
-            self._board.add_image("grid", picture, step, dataformats="HWC")
+            self._board.image("grid", picture, step)
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
