@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     def body() -> int:
         rest, trial, hardware = _trial(arguments)
         config = read_config(rest)
-        _use_cpu_settings()
+        use_cpu_settings()
         if not trial:
             return _train(config)
         from fusionjax.backend.targets import target
@@ -204,7 +204,7 @@ def _config_path(name: str) -> Path:
     raise UserError(f"there is no config {name!r}; {hint}")
 
 
-def _use_cpu_settings() -> None:
+def use_cpu_settings() -> None:
     """On a machine without an accelerator, starts again with the settings that train fastest.
 
     They must be in the environment before the process starts. Whoever has set any of them, or

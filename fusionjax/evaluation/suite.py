@@ -46,6 +46,7 @@ class Suite:
         guidance_scale: Of the classifier-free guidance.
         face_strength: λ of the faces.
         scheduler: The sampler.
+        faces_in_negative: Shows the faces to the guidance's negative branch too.
         batch_size: Pictures painted at once.
         seed: Of the people, the prompts and the noise.
     """
@@ -59,6 +60,7 @@ class Suite:
     guidance_scale: float = 3.0
     face_strength: float = 1.0
     scheduler: str = "dpmpp_2m"
+    faces_in_negative: bool = False
     batch_size: int = 16
     seed: int = 0
 
@@ -302,6 +304,7 @@ def _generate(
         width=pipe.photo_side,
         num_inference_steps=suite.steps,
         scheduler=suite.scheduler,
+        faces_in_negative=suite.faces_in_negative,
     )
     for request in requests:
         pipe.check(request, settings)

@@ -81,6 +81,7 @@ def caption(
     rng: np.random.Generator,
     *,
     identity_share: float = 0.5,
+    trait_share: float = 0.75,
 ) -> str:
     """Describes a picture in one sentence.
 
@@ -89,12 +90,14 @@ def caption(
         circumstance: Expression, clothes, background and style are always told.
         rng: The wording is drawn from it.
         identity_share: The probability with which the person's traits are told at all.
+        trait_share: If so, the probability with which each is.
 
     Returns:
         The sentence, in small letters and without a full stop.
     """
     told = rng.random() < identity_share
-    who = describe_person(person, rng) if told else choose(rng, ("a person", "a person", "someone"))
+    words = ("a person", "a person", "someone")
+    who = describe_person(person, rng, trait_share) if told else choose(rng, words)
     doing = describe_circumstance(circumstance, rng)
     return _sentence(who + choose(rng, (" ", ", ")) + doing, circumstance, rng)
 
