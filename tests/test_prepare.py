@@ -5,10 +5,13 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -458,6 +461,26 @@ def test_names_that_are_no_text(tmp_path):
     os.rename(tmp_path / "in" / "p2", odd)
     prepare.prepare(folder, tmp_path / "out", SMALL, processes=1)
     assert "\\udcff" in {who for _, who, *_ in content(tmp_path / "out")}
+
+
+def test_sigterm_ends_all_processes_without_a_word(tmp_path):
+    root = tmp_path / "in"
+    for copy in range(12):
+        as_folders(root / str(copy))
+    words = [sys.executable, "-m", "fusionjax", "prepare", *map(str, sorted(root.iterdir()))]
+    process = subprocess.Popen(
+        [*words, str(tmp_path / "out"), "--processes", "2", "--size", "512"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    work = tmp_path / "out.unfinished"
+    while not (work.is_dir() and any(path.is_dir() for path in work.iterdir())):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert set(said.replace("\r", "\n").split("\n")) <= {"", *re.findall("preparing:.*", said)}
 
 
 def test_a_part_that_somebody_else_finished_will_do(expected, tmp_path, monkeypatch):

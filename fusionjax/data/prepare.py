@@ -12,6 +12,7 @@ record but of `references-SPLIT.npz`: the numbers of the person's other records.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,6 +20,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -231,8 +234,21 @@ def _mapped(
         yield from map(do, waiting)
         return
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(processes, initializer=_begin_worker) as pool:
+    with spawn.Pool(processes, initializer=_begin_worker) as pool, _orderly_end():
         yield from pool.imap_unordered(do, waiting)
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Inside, SIGTERM ends the workers too, which would say at length that nobody listens."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _begin_worker() -> None:
