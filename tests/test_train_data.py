@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionjax import photos
-from fusionjax.data import build_cache, cache, face_pairs
+from fusionjax.data import build_cache, cache, face_pairs, prepared
 from fusionjax.data.augment import augment, face_square
 from fusionjax.data.batches import Batches
 from fusionjax.data.encoders import Encoders
 from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
+from fusionjax.face_detection import Face
 from fusionjax.pixels import decode_image, to_bytes, to_unit
 from tests.tiny import photo
 
@@ -288,9 +288,10 @@ def album(tmp_path, monkeypatch):
 
     def middle(image):
         empty = np.asarray(image).std() < 1
-        return [] if empty else [(image.width // 4, image.height // 4, 20, 20)]
+        box = (image.width // 4, image.height // 4, 20, 20)
+        return [] if empty else [Face(box, np.zeros(15, np.float32))]
 
-    monkeypatch.setattr(photos, "find_faces", middle)
+    monkeypatch.setattr(prepared, "detect", middle)
     root = tmp_path / "album"
     for person, count in (("ada", 3), ("bo", 1)):
         for i in range(count):
@@ -313,10 +314,10 @@ def test_an_album_becomes_a_dataset(album, tmp_path):
         album, tmp_path / "data", size=32, validation_share=0.0, most_skipped=0.5
     )
     assert reasons == {
-        "unreadable": 1,
-        "without caption": 1,
-        "without face": 1,
-        "with a caption that is not UTF-8": 1,
+        "the photo is not a picture that can be read here": 1,
+        "no caption": 1,
+        "no face of 1 pixels or more was found": 1,
+        "a caption that is not UTF-8": 1,
     }
     assert len((tmp_path / "data" / "skipped.tsv").read_text().splitlines()) == 4
     # One person is held out, whatever the share.
@@ -342,7 +343,7 @@ def test_albums_that_cannot_be_used_are_refused(album, tmp_path, capsys):
     with pytest.raises(UserError, match="4 of 8 pictures cannot be used"):
         face_pairs.build(album, tmp_path / "data", size=32)
     assert not (tmp_path / "data").exists()
-    assert "latin.png\twith a caption" in (tmp_path / "data.skipped.tsv").read_text()
+    assert "latin.png\ta caption" in (tmp_path / "data.skipped.tsv").read_text()
     assert face_pairs.main([str(album), str(tmp_path / "data"), "--size", "32"]) == 2
     assert "error: 4 of 8 pictures cannot be used" in capsys.readouterr().err
     with pytest.raises(UserError, match="is no folder of pictures"):

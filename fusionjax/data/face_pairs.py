@@ -24,12 +24,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusionjax import photos
 from fusionjax.command import parser_of, progress_bar, run_command
 from fusionjax.data.assemble import held_out
-from fusionjax.data.prepared import jpeg
+from fusionjax.data.picture import Picture, Unusable, decoded
+from fusionjax.data.prepared import Dropped, Prepared, Wishes, prepare_picture
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole
 
@@ -78,12 +77,12 @@ def build(
             f"{str(root)!r} holds no pictures; it needs a folder for each person, with that "
             f"person's pictures ({', '.join(sorted(ENDINGS))})"
         )
-    by_person: dict[str, list[_Found]] = collections.defaultdict(list)
+    by_person: dict[str, list[Prepared]] = collections.defaultdict(list)
     skipped: list[tuple[Path, str]] = []
     for number, path in enumerate(files):
         try:
             by_person[path.parent.name].append(_read(path, size))
-        except _Unusable as reason:
+        except Dropped as reason:
             skipped.append((path, str(reason)))
         if progress is not None:
             progress(number + 1, len(files))
@@ -116,55 +115,29 @@ def build(
     return reasons
 
 
-class _Unusable(Exception):
-    """The reason why a picture is skipped."""
+def _read(path: Path, size: int) -> Prepared:
+    """A picture with its caption, cut; of several faces the person's must be clearly the largest.
 
-
-class _Found:
-    """A picture of one face: the whole as a square, the face alone, and what is said of it."""
-
-    def __init__(self, image: bytes, face: bytes, box: np.ndarray, caption: str) -> None:
-        self.image, self.face, self.box, self.caption = image, face, box, caption
-
-
-def _read(path: Path, size: int) -> _Found:
+    Raises:
+        Dropped: if it cannot be used.
+    """
     words = path.with_suffix(".txt")
     try:
-        caption = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
-    except UnicodeDecodeError:
-        raise _Unusable("with a caption that is not UTF-8") from None
-    if not caption:
-        raise _Unusable("without caption")
-    try:
-        image = photos.read_photo(path)
-    except UserError:
-        raise _Unusable("unreadable") from None
-    faces = photos.find_faces(image)
-    if not faces:
-        raise _Unusable("without face")
-    left, top, width, height = faces[0]
-    side = min(image.size)
-    x = min(max(round(left + width / 2 - side / 2), 0), image.width - side)
-    y = min(max(round(top + height / 2 - side / 2), 0), image.height - side)
-    box = np.clip(
-        np.array([top - y, left - x, top + height - y, left + width - x], np.float32) / side, 0, 1
-    )
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise _Unusable("face of no size")
-    face = image.crop(photos.face_square(faces[0], *image.size))
-    return _Found(
-        jpeg(image.crop((x, y, x + side, y + side)), size), jpeg(face, size), box, caption
-    )
+        caption = decoded(words.read_bytes()) if words.is_file() else ""
+    except Unusable as reason:
+        raise Dropped(str(reason)) from None
+    wishes = Wishes(size=size, smallest_picture=photos.MIN_SIDE, smallest_face=1, most_faces=99)
+    return prepare_picture(Picture(path.name, path, caption, path.parent.name), wishes)
 
 
-def _examples(person: str, found: list[_Found], max_references: int) -> list[Example]:
+def _examples(person: str, found: list[Prepared], max_references: int) -> list[Example]:
     return [
         {
             "image": one.image,
             "caption": one.caption,
             "references": [other.face for other in found if other is not one][:max_references],
             "identity": person,
-            "face_box": one.box,
+            "face_box": one.boxes[0],
         }
         for one in found
     ]
