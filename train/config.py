@@ -110,7 +110,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes. SLURM, Kubernetes and TPU pods detect themselves: only set `enabled`."""
+    """Several processes. SLURM, TPU pods, Kubernetes (with `jax[k8s]`): only set `enabled`."""
 
     enabled: bool = False
     """Join the other processes before anything else."""
