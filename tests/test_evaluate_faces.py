@@ -94,6 +94,13 @@ def test_true_photos_strangers_and_copies_come_out_in_order(people, prompts, tmp
         assert values["psnr"] == sorted(values["psnr"], reverse=True)
         others = [results.summary(n, "to_others").mean for n in (middle, low, high)]
         assert others[2] > 0.7 > 0.4 > max(others[:2])
+        for angle in ("yaw", "pitch", "roll"):
+            assert results.summary(low, angle).mean == 0
+        assert results.summary(middle, "roll").mean > 3
+        for each in results.judges.recognisers:  # dlib, if it is installed
+            apart = [results.summary(n, f"{each.key}_distance").mean for n in (low, middle, high)]
+            assert apart == sorted(apart)
+            assert apart[2] > each.bound > apart[1]
     table = (tmp_path / "table.md").read_text()
     assert "| pasted | 8 | 0 | 0 | 0 | 0 | 0 |" in table
     assert "| true |" in table

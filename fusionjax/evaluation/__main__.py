@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--clip", help="faces: folder of a CLIP, for the score of the prompt")
     parser.add_argument(
+        "--deepface", action="store_true", default=None,
+        help="faces: judge by VGG-Face, Facenet512 and ArcFace too (the paper's Table 1), with "
+        "weights that you have",
+    )  # fmt: skip
+    parser.add_argument(
         "--share", type=share_of, metavar="I/N",
         help="faces: paint the I-th of N shares of the people and measure nothing; the same "
         "command without it then measures",
@@ -101,7 +106,7 @@ def _of_suite(args: argparse.Namespace, suite: type, others: Sequence[str]) -> d
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-_OF_FACES = ("most_people", "most_prompts", "methods", "clip", "share")
+_OF_FACES = ("most_people", "most_prompts", "methods", "clip", "deepface", "share")
 _OF_MINI = ("decoupled", "recogniser", "split", "pairs", "photos")
 
 

@@ -4,7 +4,7 @@ Legend: p people, q prompts.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fusionjax.errors import UserError
+from fusionjax.evaluation.judges import Judges, Seen
 from fusionjax.evaluation.people import Subject, extra_files, find
 from fusionjax.face_detection import SAME_PERSON, aligned, detect, embed
 from fusionjax.photos import read_photo
@@ -29,11 +30,13 @@ class Known:
         reference: the likeness of the photo that is shown, [128].
         others: those of the other true photos, [n, 128].
         crop: the reference's face, aligned.
+        seen: what further judges say of the reference, then of the others.
     """
 
     reference: Float[np.ndarray, "128"]
     others: Float[np.ndarray, "n 128"]
     crop: UInt8[np.ndarray, "112 112 3"]
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class FaceScores:
         failures: pictures by what is wrong with them.
         extra: files in the folder that are not looked for.
         text: 100 × cosine of picture and prompt by CLIP, [p, q]; None without a CLIP.
+        further: what further judges say, by measure, see `Judges.compare`; each [p, q].
     """
 
     distance: Float[np.ndarray, "p q"]
@@ -67,6 +71,7 @@ class FaceScores:
     failures: dict[str, int]
     extra: int
     text: Float[np.ndarray, "p q"] | None = None
+    further: Mapping[str, Float[np.ndarray, "p q"]] = dataclasses.field(default_factory=dict)
 
     @property
     def verified(self) -> Float[np.ndarray, "p q"]:
@@ -74,13 +79,18 @@ class FaceScores:
         right = (self.distance < 1 - SAME_PERSON).astype(np.float64)
         return np.where(np.isnan(self.distance), np.nan, right)
 
+    def values(self, measure: str) -> np.ndarray | None:
+        """A measure by its name; None if it was not measured."""
+        return self.further.get(measure, getattr(self, measure, None))
 
-def know(subject: Subject) -> Known:
+
+def know(subject: Subject, judges: Judges | None = None) -> Known:
     """Reads a person's photos; `read_people` has seen that each shows a face."""
     images = [read_photo(path) for path in subject.photos]
-    faces = [detect(image)[0] for image in images]
-    vectors = [embed(image, face) for image, face in zip(images, faces, strict=True)]
-    return Known(vectors[0], np.stack(vectors[1:]), aligned(images[0], faces[0]))
+    found = [detect(image) for image in images]
+    vectors = [embed(image, faces[0]) for image, faces in zip(images, found, strict=True)]
+    seen = [judges.see(*each) for each in zip(images, found, strict=True)] if judges else []
+    return Known(vectors[0], np.stack(vectors[1:]), aligned(images[0], found[0][0]), tuple(seen))
 
 
 def score(
@@ -92,6 +102,7 @@ def score(
     extra: int = 0,
     left_out: Callable[[Subject, int], int] | None = None,
     clip: Callable[[Image.Image, str], float] | None = None,
+    judges: Judges | None = None,
     progress: Progress | None = None,
 ) -> FaceScores:
     """Measures one method's pictures.
@@ -104,11 +115,13 @@ def score(
         extra: see `FaceScores`.
         left_out: which of the person's other photos a picture is, and is not compared with.
         clip: picture and prompt to 100 × cosine.
+        judges: who measures further; `know` must have asked them too.
         progress: called with the pictures done and their number.
     """
     shape = len(subjects), len(prompts)
     names = ("distance", "to_others", "copied", "psnr", "wrapped", "ssim")
     found = {name: np.full(shape, np.nan) for name in names}
+    further = {name: np.full(shape, np.nan) for name in (judges.measures if judges else ())}
     faces, text = np.zeros(shape, np.int64), np.full(shape, np.nan)
     failures = dict.fromkeys(FAILURES, 0)
     for place in np.ndindex(shape):
@@ -128,19 +141,28 @@ def score(
             text[place] = clip(image, prompts[number])
         seen = detect(image)
         faces[place] = len(seen)
+        own = known[place[0]]
+        if left_out is not None:
+            own = _without(own, left_out(subject, number))
+        if judges is not None:  # they may find a face where YuNet finds none
+            for name, value in judges.compare(judges.see(image, seen), own.seen).items():
+                further[name][place] = value
         if not seen:
             failures["no face"] += 1
             continue
-        own = known[place[0]]
-        if left_out is not None:
-            others = np.delete(own.others, left_out(subject, number), axis=0)
-            own = dataclasses.replace(own, others=others)
         measures = _measures(embed(image, seen[0]), aligned(image, seen[0]), own)
         for name, value in zip(names, measures, strict=True):
             found[name][place] = value
     return FaceScores(
-        **found, faces=faces, failures=failures, extra=extra, text=None if clip is None else text
-    )
+        **found, faces=faces, failures=failures, extra=extra,
+        text=None if clip is None else text, further=further,
+    )  # fmt: skip
+
+
+def _without(known: Known, number: int) -> Known:
+    """What a person's photos say but for one of the others."""
+    seen = tuple(each for place, each in enumerate(known.seen) if place != 1 + number)
+    return dataclasses.replace(known, others=np.delete(known.others, number, axis=0), seen=seen)
 
 
 def shown_photo(subject: Subject, number: int) -> int:
@@ -150,13 +172,14 @@ def shown_photo(subject: Subject, number: int) -> int:
 
 def score_folder(
     folder: Path, subjects: Sequence[Subject], known: Sequence[Known], prompts: Sequence[str],
-    *, clip: Callable[[Image.Image, str], float] | None = None, progress: Progress | None = None,
+    *, clip: Callable[[Image.Image, str], float] | None = None, judges: Judges | None = None,
+    progress: Progress | None = None,
 ) -> FaceScores:  # fmt: skip
     """Measures a folder of pictures, see `people`; the arguments are those of `score`."""
     extra = extra_files(folder, subjects, len(prompts))
     return score(
         lambda subject, number: find(folder, subject, number), subjects, known, prompts,
-        extra=extra, clip=clip, progress=progress,
+        extra=extra, clip=clip, judges=judges, progress=progress,
     )  # fmt: skip
 
 

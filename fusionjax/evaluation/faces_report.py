@@ -13,8 +13,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from fusionjax.errors import UserError
-from fusionjax.evaluation import metrics
+from fusionjax.evaluation import judges_report, metrics
 from fusionjax.evaluation.faces import FAILURES, FaceScores
+from fusionjax.evaluation.judges import Judges, Seen
 from fusionjax.evaluation.people import Subject, find, thumbnail
 from fusionjax.face_detection import SAME_PERSON
 
@@ -35,24 +36,36 @@ class FacesResults:
         people: their names, the rows of the scores.
         prompts: the columns.
         scores: by method.
+        judges: who measured further.
+        known: what they say of each person's photos, the shown one first.
     """
 
     suite: "FacesSuite"
     people: Sequence[str]
     prompts: Sequence[str]
     scores: Mapping[str, FaceScores]
+    judges: Judges = dataclasses.field(default_factory=Judges)
+    known: Sequence[Sequence[Seen]] = ()
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of all that may be measured."""
+        return (*_MEASURES, *self.judges.measures)
 
     def summary(self, name: str, measure: str) -> metrics.Interval | None:
         """A method's mean with its interval over people; None if no picture could be measured."""
-        values = getattr(self.scores[name], measure)
+        values = self.scores[name].values(measure)
         return None if values is None else mean_over_people(values)
 
     def differences(self, measure: str, names: Sequence[str]) -> dict[str, metrics.Interval]:
         """Each method's mean less the first one's, for the same people and prompts."""
         first, *others = names
-        base = getattr(self.scores[first], measure)
+        base = self.scores[first].values(measure)
+        by_name = {name: self.scores[name].values(measure) for name in others}
         found = {
-            name: mean_over_people(getattr(self.scores[name], measure) - base) for name in others
+            name: mean_over_people(values - base)
+            for name, values in by_name.items()
+            if values is not None and base is not None
         }
         return {name: interval for name, interval in found.items() if interval is not None}
 
@@ -65,20 +78,21 @@ class FacesResults:
             "methods": {
                 name: {
                     **{
-                        measure: _plain(getattr(scores, measure))
-                        for measure in (*_MEASURES, "faces")
-                        if getattr(scores, measure) is not None
+                        measure: _plain(values)
+                        for measure in (*self.measures, "faces")
+                        if (values := scores.values(measure)) is not None
                     },
                     "failures": scores.failures,
                     "extra": scores.extra,
                     "summary": {
                         measure: interval._asdict()
-                        for measure in _MEASURES
+                        for measure in self.measures
                         if (interval := self.summary(name, measure)) is not None
                     },
                 }
                 for name, scores in self.scores.items()
             },
+            "judges": judges_report.as_json(self.judges, self.people, self.known),
             "table": table(self),
         }
 
@@ -118,6 +132,9 @@ def table(results: FacesResults) -> str:
         "distance to the photo ↓": ("distance", 3), "verified": ("verified", -1),
         "to other true photos ↓": ("to_others", 3), "copied": ("copied", 2),
     })  # fmt: skip
+    for part in judges_report.parts(results.judges):
+        lines += ["", part.words, "", *_rows(results, part.columns)]
+    lines += judges_report.told(results.judges, results.people, results.known)
     lines += [
         "",
         "Likeness of the aligned face to the photo's, pixel by pixel (the paper's Table 2). The "
@@ -147,6 +164,10 @@ def table(results: FacesResults) -> str:
             *(scores.failures[kind] for kind in FAILURES), scores.extra,
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+    if others := results.judges.recognisers:
+        lines += ["", *_head(["pictures measured by", "SFace", *(each.name for each in others)])]
+        for name, scores in results.scores.items():
+            lines.append(f"| {name} | {' | '.join(judges_report.counts(scores, others))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from fusionjax.errors import UserError, at_least, told
 from fusionjax.evaluation import faces, faces_report
 from fusionjax.evaluation.clip_score import clip_score
 from fusionjax.evaluation.faces_report import OURS
+from fusionjax.evaluation.judges import Judges
 from fusionjax.evaluation.people import (
     Subject,
     check_method,
@@ -22,6 +23,7 @@ from fusionjax.evaluation.people import (
     read_people,
     read_prompts,
 )
+from fusionjax.evaluation.recognisers import open_judges
 from fusionjax.files import whole_file, write_whole
 from fusionjax.generation.request import Request
 from fusionjax.identity import Identity
@@ -46,6 +48,7 @@ class FacesSuite:
         most_prompts: likewise.
         methods: folders of pictures to measure, by name.
         clip: folder of a CLIP, for the score of the prompt.
+        deepface: whether the paper's recognisers judge too, see `deepface_table`.
         share: (i, n) paints the i-th of n shares of the people and measures nothing.
         steps: of the sampler.
         guidance_scale: classifier-free guidance.
@@ -61,6 +64,7 @@ class FacesSuite:
     most_prompts: int | None = None
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
     clip: str | None = None
+    deepface: bool = False
     share: tuple[int, int] | None = None
     steps: int = 30
     guidance_scale: float = 7.5
@@ -108,6 +112,7 @@ def run(
     clip = None if suite.clip is None else clip_score(suite.clip)
     if open_pipeline is None and (suite.share is not None or not methods):
         raise UserError("nothing is to be measured; name an adapter, or methods with --method")
+    judges = Judges() if suite.share is not None else open_judges(suite.deepface)
 
     def at(stage: str) -> faces.Progress:
         return lambda done, of: progress(stage, done, of) if progress else None
@@ -118,13 +123,13 @@ def run(
         methods = {OURS: ours, **methods}
     if suite.share is not None:
         return None
-    known = [faces.know(subject) for subject in subjects]
-    scores = {
-        name: faces.score_folder(
-            folder, subjects, known, prompts, clip=clip, progress=at(f"measuring {name}")
-        )
-        for name, folder in methods.items()
-    }
+    known = [faces.know(subject, judges) for subject in subjects]
+    scores = {}
+    for name, folder in methods.items():
+        scores[name] = faces.score_folder(
+            folder, subjects, known, prompts,
+            clip=clip, judges=judges, progress=at(f"measuring {name}"),
+        )  # fmt: skip
     # What a perfect picture, a copy and a stranger's would get: no prompt is in them.
     following = dict(zip(subjects, [*subjects[1:], subjects[0]], strict=True))
     bounds: dict[str, Callable[[Subject, int], Path]] = {
@@ -135,8 +140,10 @@ def run(
     few = prompts[: max(len(subject.photos) for subject in subjects) - 1]
     for name, pictures in bounds.items():
         left_out = faces.shown_photo if name == TRUTH else None
-        scores[name] = faces.score(pictures, subjects, known, few, left_out=left_out)
-    results = faces_report.FacesResults(suite, [s.name for s in subjects], prompts, scores)
+        scores[name] = faces.score(pictures, subjects, known, few, left_out=left_out, judges=judges)
+    results = faces_report.FacesResults(
+        suite, [s.name for s in subjects], prompts, scores, judges, [each.seen for each in known]
+    )
     sheet = faces_report.sheet(subjects, prompts, methods)
     faces_report.write(results, sheet, output)
     return results
