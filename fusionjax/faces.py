@@ -191,14 +191,3 @@ def check_axes(name: str, array: Array, axes: str, **sizes: int) -> None:
     ):
         words = ", ".join(str(sizes.get(axis, axis)) for axis in wanted)
         raise UserError(f"{name} has shape {tuple(shape)}; it must be [{words}]")
-
-
-def check_halves(unet: Any, height: int, width: int) -> None:
-    """Raises UserError for latents that the UNet cannot halve down to its lowest level."""
-    levels = len(unet.down_block_types)
-    step = 2 ** (levels - 1)
-    if height % step or width % step or not height or not width:
-        raise UserError(
-            f"latents are {height}×{width} (height × width); the UNet halves them {levels - 1} "
-            f"times, so both must be multiples of {step} (images: of {8 * step} pixels)"
-        )

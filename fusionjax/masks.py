@@ -29,14 +29,18 @@ def layer_bias(
     grid: tuple[int, int],
     masks: Float[Array, "b i H W"] | None = None,
     owner: Int[Array, "b r"] | None = None,
+    *,
+    cell: tuple[int, int] | None = None,
 ) -> Float[Array, "b q r"]:
     """M of equation 4 for one layer.
 
     Args:
         strength: λ ≥ 0 of every reference; 0 hides it exactly.
-        grid: Height and width of the layer's tokens. Both must divide the masks' size.
+        grid: Height and width of the layer's tokens. Both must divide the masks' size, if no
+            cell is given.
         masks: The region of each identity, in [0, 1], at any resolution. None: no regions.
         owner: The identity that each reference shows, in [0, i). Needed with masks.
+        cell: The masks' rows and columns that a token stands for, see `reduce_masks`.
 
     Returns:
         The bias, float32; its second axis has length 1 where it is the same for all queries.
@@ -48,25 +52,33 @@ def layer_bias(
         raise UserError("masks are given without owner: say which identity each reference shows")
     identities = masks.shape[1]
     # log(1 − m) of every identity, summed over those that do not own the reference.
-    closed = log_strength(1 - reduce_masks(masks, grid))
+    closed = log_strength(1 - reduce_masks(masks, grid, cell))
     is_other = owner[:, None, :] != jnp.arange(identities)[None, :, None]
     return bias + jnp.einsum(
         "biq,bir->bqr", closed, is_other.astype(jnp.float32), precision="highest"
     )
 
 
-def reduce_masks(masks: Float[Array, "b i H W"], grid: tuple[int, int]) -> Float[Array, "b i q"]:
+def reduce_masks(
+    masks: Float[Array, "b i H W"], grid: tuple[int, int], cell: tuple[int, int] | None = None
+) -> Float[Array, "b i q"]:
     """Reduces masks to a layer's grid by the largest value, so that a small face never vanishes.
 
     Args:
         masks: At the picture's size, or any multiple of the grid.
         grid: Height and width of the layer's tokens.
+        cell: The masks' rows and columns that a token stands for; the last token's may reach
+            beyond the masks, as where a UNet has halved an odd number of rows. None: the grid
+            divides the masks.
 
     Raises:
-        UserError: When the grid does not divide the masks' size.
+        UserError: When the grid does not divide the masks' size, and no cell is given.
     """
     height, width = masks.shape[2:]
-    if height % grid[0] or width % grid[1]:
+    if cell is not None:
+        beyond = ((0, grid[0] * cell[0] - height), (0, grid[1] * cell[1] - width))
+        masks = jnp.pad(masks, ((0, 0), (0, 0), *beyond))
+    elif height % grid[0] or width % grid[1]:
         raise UserError(
             f"masks are {height}×{width}, which a layer of {grid[0]}×{grid[1]} tokens does not "
             f"divide; give them at the picture's size"

@@ -7,12 +7,15 @@ here, for command lines to be read at once.
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fusionjax.errors import UserError, shortened, told
+from fusionjax.ranges import check_multiple as check_multiple
+from fusionjax.ranges import check_number as check_number
+from fusionjax.ranges import check_texts as check_texts
+from fusionjax.ranges import numbers_of
 from fusionjax.schema import typed
 
 Fusion = Literal["concat", "decoupled"]
@@ -100,7 +103,6 @@ LARGEST_STRENGTH = 1e6  # of faces; float32 holds its products
 LARGEST_GUIDANCE = 1000.0
 MOST_IMAGES = 10_000  # of one call
 _LONGEST_SIDE = 8192
-_LONGEST_TEXT = 20_000  # characters; a text encoder reads some 300
 
 
 def option(
@@ -160,50 +162,9 @@ def check_options(values: Any) -> None:
             raise UserError(not_one_of(field.name, value, choices))
         if (limits := field.metadata.get("limits")) is None:
             continue
-        for part, number in _numbers(value):
+        for part, number in numbers_of(value):
             name = f"{field.name} of {part}" if part else field.name
             check_number(name, number, *limits, above=field.metadata["above"])
-
-
-def check_texts(name: str, value: Any) -> None:
-    for text in value if isinstance(value, tuple) else (value,):
-        if not isinstance(text, str):
-            continue
-        if len(text) > _LONGEST_TEXT:
-            raise UserError(
-                f"{name} has {len(text):,} characters; it must have at most {_LONGEST_TEXT:,}"
-            )
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f"{name} is {told(text)}; it holds half a character (a surrogate)")
-
-
-def check_number(
-    name: str, value: float, low: float, high: float = math.inf, *, above: bool = False
-) -> None:
-    """Checks a number.
-
-    Args:
-        name: what it is called.
-        value: the number.
-        low: the least that it may be; with `above`, what it must be above.
-        high: the most that it may be; +∞ itself is no number.
-        above: see `low`.
-
-    Raises:
-        UserError: if it is out of range, NaN, or no number at all.
-    """
-    # Python compares whole numbers of any size, but does not make them floating-point ones.
-    if low <= value <= high and value != math.inf and not (above and value == low):
-        return
-    if math.isinf(high):
-        must = f"{'>' if above else '≥'} {low:g}"
-    else:
-        must = (
-            f"in {'(' if above else '['}{low:g}, {high:g}]"
-            if above
-            else f"in {low:.10g}..{high:.10g}"
-        )
-    raise UserError(f"{name} is {told(value)}; it must be {must}")
 
 
 def current_name(name: str) -> str:
@@ -221,13 +182,15 @@ def unknown_name(name: str, known: Sequence[str]) -> str:
     return f"{name!r} is not known; {hint}"
 
 
-def _numbers(value: Any) -> list[tuple[str, Any]]:
-    """The numbers in a value, and whose they are."""
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        return [(str(part), number) for part, number in value.items()]
-    return [("", number) for number in (value if isinstance(value, list | tuple) else [value])]
+def check_outpaint(value: Any) -> tuple[int, ...]:
+    """What is added on the left, top, right and bottom; UserError if it is not four numbers."""
+    borders = typed(value, tuple[int, ...], "outpaint")
+    if len(borders) not in (0, 4) or min(borders, default=0) < 0:
+        raise UserError(
+            f"outpaint is {' '.join(map(str, borders))}; it must be four numbers of pixels ≥ 0: "
+            "left, top, right, bottom"
+        )
+    return borders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,9 +223,18 @@ class Description:
         1.0, "a factor on the ControlNet's answer", group=START, limits=(0, 100), metavar="S",
         flags=("--controlnet-conditioning-scale", "--control-strength"),
     )  # fmt: skip
+    mask_blur: float = option(
+        0.0, "a soft edge between what is painted anew and what stays: the standard deviation of "
+        "a Gaussian in pixels", group=START, limits=(0, 1000), metavar="PIXELS",
+    )  # fmt: skip
+    outpaint: tuple[int, ...] = option(
+        (), "enlarge --image at its sides by so many pixels, and paint what is new",
+        group=START, limits=(0, _LONGEST_SIDE), metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_outpaint(self.outpaint)
         steps = self.face_steps
         if len(steps) != 2 or not 0 <= steps[0] <= steps[1] <= 1:
             raise UserError(
@@ -298,6 +270,14 @@ class Settings:
         0.8, "how far to leave --image, in (0, 1]: the share of the steps that is run", group=START,
         limits=(0, 1), above=True, metavar="S", flags=("--strength", "--image-strength"),
     )  # fmt: skip
+    upscale: float | None = option(
+        None, "a second pass: enlarge the image by this factor (its sides rounded to multiples of "
+        "8) and paint it again from there", group=HOW, limits=(1, 16), above=True, metavar="FACTOR",
+    )  # fmt: skip
+    upscale_strength: float = option(
+        0.5, "how far the second pass leaves the first, in (0, 1]", group=HOW, limits=(0, 1),
+        above=True, metavar="S",
+    )  # fmt: skip
     faces_in_negative: bool = option(
         False, "show the faces to the guidance's negative branch too", group=WHO
     )
@@ -306,11 +286,8 @@ class Settings:
         check_options(self)
         for name in ("height", "width"):
             value = getattr(self, name)
-            if value is not None and value % 8:
-                nearest = max(round(value / 64), 1) * 64
-                raise UserError(
-                    f"{name} is {value}; it must be a multiple of 8, for example {nearest}"
-                )
+            if value is not None:
+                check_multiple(name, value, 8)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -318,6 +295,16 @@ class Settings:
         assert self.height is not None
         assert self.width is not None
         return self.height, self.width
+
+    @property
+    def second_pass(self) -> "Settings | None":
+        """The settings of the pass at the larger size, or None where there is none."""
+        if self.upscale is None:
+            return None
+        height, width = (round(side * self.upscale / 8) * 8 for side in self.size)
+        return dataclasses.replace(
+            self, height=height, width=width, strength=self.upscale_strength, upscale=None
+        )
 
 
 def check_guidance(description: Description, settings: Settings) -> None:

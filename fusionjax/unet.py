@@ -39,7 +39,6 @@ from fusionjax.faces import (
     ReferenceStates,
     TextTokens,
     check_axes,
-    check_halves,
     check_people,
     check_states,
     initial_params,
@@ -122,8 +121,7 @@ class FusionUNet:
             hf for each layer, [b, r, k, D], in the UNet's dtype.
         """
         check_axes("latents", latents, "b r h w c", c=self.unet.in_channels)
-        b, references, height, width, _ = latents.shape
-        check_halves(self.unet, height, width)
+        b, references = latents.shape[:2]
         if timesteps is None:
             timesteps = jnp.zeros(b, jnp.int32)
         check_axes("timesteps", timesteps, "b", b=b)
@@ -238,13 +236,17 @@ class FusionUNet:
         owner: Int[Array, "b r"] | None = None,
     ) -> dict[str, Array]:
         """M of equation 4 for every layer, see `faces`."""
-        check_halves(self.unet, height, width)
         check_people(strength, height, width, masks, owner)
-        return {
-            name: masking.layer_bias(strength, layer.grid(height, width), masks, owner)
-            + self.options.face_logit_bias
-            for name, layer in self.layers.items()
-        }
+
+        def of_layer(layer: flax_unet.AttentionLayer) -> Array:
+            grid, cell = layer.grid(height, width), None
+            if masks is not None:  # a token stands for 2^level latents
+                pixels = masks.shape[2] // height, masks.shape[3] // width
+                cell = pixels[0] << layer.level, pixels[1] << layer.level
+            return masking.layer_bias(strength, grid, masks, owner, cell=cell)
+
+        bias = self.options.face_logit_bias
+        return {name: of_layer(layer) + bias for name, layer in self.layers.items()}
 
     def __call__(
         self,
@@ -261,8 +263,7 @@ class FusionUNet:
 
         Args:
             unet_params: The frozen weights.
-            latents: Noisy latents. Height and width must halve evenly down to the UNet's lowest
-                level.
+            latents: Noisy latents.
             timesteps: One for each picture.
             text: Text states, or what `text_tokens` made of them.
             faces: The people; None is the base model. Faces of fewer pictures than the batch
@@ -273,9 +274,6 @@ class FusionUNet:
 
         Returns:
             The prediction, float32.
-
-        Raises:
-            UserError: On latents that the UNet cannot halve.
         """
         tokens = self._checked_tokens(unet_params, latents, timesteps, text)
 
@@ -334,7 +332,8 @@ class FusionUNet:
         remat: bool = False,
     ) -> Array:
         """One pass of the UNet in which `cross_attention` computes every `attn2`."""
-        convolutions = flax_unet.intercept_convolutions
+        levels = len(self.unet.down_block_types)
+        convolutions = flax_unet.intercept_convolutions(*latents.shape[1:3], levels)
         intercept = flax_unet.intercept_attention(cross_attention, self._attend)
         # Diffusers wants text states; whoever reads them is intercepted.
         text = jnp.zeros((latents.shape[0], 1, self.unet.cross_attention_dim), self.unet.dtype)
@@ -391,9 +390,8 @@ class FusionUNet:
         self, unet_params: Params, latents: Array, timesteps: Array, text: Array | TextTokens
     ) -> TextTokens:
         check_axes("latents", latents, "b h w c", c=self.unet.in_channels)
-        b, height, width, _ = latents.shape
+        b = latents.shape[0]
         check_axes("timesteps", timesteps, "b", b=b)
-        check_halves(self.unet, height, width)
         if isinstance(text, TextTokens):
             return text
         check_axes("text", text, "b t d", b=b, d=self.unet.cross_attention_dim)

@@ -90,7 +90,7 @@ class _Processor:
     def bias(self, queries, text_keys):
         """log λ and equation 7, as one queries × keys matrix with real −∞."""
         m = torch.zeros(queries, text_keys + sum(len(k) for k in self.keys))
-        rows, columns = _grid(queries, *self.latent_size)
+        rows, columns, times = _grid(queries, *self.latent_size)
         start = text_keys
         for r, keys in enumerate(self.keys):
             face = slice(start, start + len(keys))
@@ -99,7 +99,9 @@ class _Processor:
             if self.masks is None:
                 continue
             for j, mask in enumerate(self.masks):
-                cell_h, cell_w = mask.shape[0] // rows, mask.shape[1] // columns
+                cell_h, cell_w = (
+                    mask.shape[axis] // self.latent_size[axis] * 2**times for axis in (0, 1)
+                )
                 for y in range(rows):
                     for x in range(columns):
                         cell = mask[y * cell_h : (y + 1) * cell_h, x * cell_w : (x + 1) * cell_w]
@@ -109,6 +111,8 @@ class _Processor:
 
 
 def _grid(queries, height, width):
+    """The layer's rows and columns, and how often the UNet has halved the latents for it."""
+    times = 0
     while height * width != queries:
-        height, width = height // 2, width // 2
-    return height, width
+        height, width, times = -(-height // 2), -(-width // 2), times + 1
+    return height, width, times

@@ -173,7 +173,7 @@ def test_a_unet_under_it_computes_the_same_with_few_convolutions(monkeypatch):
         return unet.apply({"params": params}, latents, jnp.ones(1), text, return_dict=False)[0]
 
     def under_it(*arguments):
-        with nn.intercept_methods(intercept_convolutions):
+        with nn.intercept_methods(intercept_convolutions(8, 12, 2)):
             return apply(*arguments)
 
     arguments = params, _normal(rng, 1, 4, 8, 12), _normal(rng, 1, 3, 8)

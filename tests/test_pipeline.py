@@ -464,8 +464,7 @@ MASKS = np.ones((2, 64, 64), np.float32)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 60}, "height is 60; it must be a multiple of 8, for example 64"),
-        ({"height": 72}, "height is 72; it must be a multiple of 16, for example 64"),
+        ({"height": 60}, "height is 60; it must be a multiple of 8, for example 56 or 64"),
         ({"width": 0}, r"width is 0; it must be in 8\.\.8192"),
         ({"scheduler": "none"}, "scheduler is 'none'; choose one of ddim"),
         ({"scheduler": "DPM++ 2M"}, "did you mean 'dpmpp_2m'[?] Choose one of ddim"),

@@ -450,8 +450,7 @@ def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
         ),
         (["--scene", "{world}/black.yaml"], "black.png is black everywhere: its person would have"),
         (["--scheduler", "pndm", "--steps", "0"], "steps is 0; it must be in 1..999"),
-        (["--height", "60"], "height is 60; it must be a multiple of 8, for example 64"),
-        (["--height", "56"], "height is 56; it must be a multiple of 16"),
+        (["--height", "60"], "height is 60; it must be a multiple of 8, for example 56 or 64"),
         (["--face", "nobody.jpg"], "nobody.jpg does not exist"),
         (["--face-weights", "1"], "--face-weights is given without --face"),
         (["--scene", "s.yaml"], "s.yaml does not exist"),
@@ -536,7 +535,7 @@ def test_a_dry_run_tells_what_is_needed_and_paints_nothing(tmp_path, monkeypatch
         (["--dry-run", "--target", "h10"], "--target is 'h10'; did you mean h100"),
         (["--dry-run", "--requests", __file__], "--dry-run does not go with --requests"),
         (["--dry-run", "--controlnet", "x"], "does not know what a ControlNet needs"),
-        (["--dry-run", "--width", "72"], "width is 72; it must be a multiple of"),
+        (["--dry-run", "--width", "73"], "width is 73; it must be a multiple of"),
     ],
 )
 def test_what_a_dry_run_cannot_do(words, message, capsys):

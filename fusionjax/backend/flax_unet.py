@@ -83,7 +83,7 @@ class AttentionLayer:
 
     Attributes:
         path: Its place in the Flax parameter tree, from the root.
-        level: Its tokens are the latent grid halved this many times.
+        level: Its tokens are the latent grid halved this many times, rounded up each time.
         features: D, the width of its image tokens.
         heads: Number of heads.
         head_features: Width of a head.
@@ -97,7 +97,12 @@ class AttentionLayer:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Its rows and columns of tokens in a latent grid of height × width."""
-        return height >> self.level, width >> self.level
+        return halved(height, self.level), halved(width, self.level)
+
+
+def halved(size: int, times: int) -> int:
+    """Rows or columns after so many of the UNet's downsamplers: each halves, and rounds up."""
+    return -(-size >> times)
 
 
 def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
@@ -171,15 +176,37 @@ def layer_name(path: tuple[str, ...]) -> str:
     return ".".join(re.sub(r"_(\d+)$", r".\1", part) for part in path)
 
 
-@_interceptor
-def intercept_convolutions(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
-    """A Flax interceptor under which diffusers' UNet convolves by `convolve`."""
-    if not module.is_initializing():
-        if isinstance(module, FlaxUpsample2D):
-            return _convolve(module.conv, args[0], doubled=True)
-        if isinstance(module, nn.Conv) and _keeps_size(module):
-            return _convolve(module, args[0])
-    return own()
+def intercept_convolutions(height: int, width: int, levels: int) -> Callable[..., Any]:
+    """The Flax interceptor under which diffusers' UNet convolves by `convolve`.
+
+    Where a downsampler has rounded an odd number of rows or columns up, the upsampler leaves the
+    last one out: so PyTorch's twin resizes to what the skip connection brings, by nearest
+    neighbours.
+
+    Args:
+        height: Of the latent grid.
+        width: Likewise.
+        levels: Of the UNet.
+    """
+
+    @_interceptor
+    def intercept(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
+        if not module.is_initializing():
+            if isinstance(module, FlaxUpsample2D):
+                level = _level(module.path, levels) - 1
+                return _upsample(module, args[0], halved(height, level), halved(width, level))
+            if isinstance(module, nn.Conv) and _keeps_size(module):
+                return _convolve(module, args[0])
+        return own()
+
+    return intercept
+
+
+def _upsample(module: FlaxUpsample2D, x: Array, rows: int, columns: int) -> Array:
+    if (rows, columns) == (2 * x.shape[1], 2 * x.shape[2]):
+        return _convolve(module.conv, x, doubled=True)
+    doubled = x.repeat(2, axis=1).repeat(2, axis=2)
+    return _convolve(module.conv, doubled[:, :rows, :columns])
 
 
 def _keeps_size(module: nn.Conv) -> bool:

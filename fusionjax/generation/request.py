@@ -14,7 +14,15 @@ from fusionjax.diffusion import samplers
 from fusionjax.errors import UserError, told
 from fusionjax.generation.model import Model
 from fusionjax.identity import Identity
-from fusionjax.options import HOW, LARGEST_GUIDANCE, Description, Settings, check_guidance, option
+from fusionjax.options import (
+    HOW,
+    LARGEST_GUIDANCE,
+    Description,
+    Settings,
+    check_guidance,
+    check_multiple,
+    option,
+)
 from fusionjax.photos import PhotoSource, read_photo
 
 
@@ -66,13 +74,8 @@ class Output(NamedTuple):
 def check_settings(settings: Settings, model: Model) -> None:
     """Raises UserError for a size or a sampler that the base cannot do."""
     base = model.base
-    step = base.vae_scale_factor * 2 ** (len(base.unet.down_block_types) - 1)
     for name, value in zip(("height", "width"), settings.size, strict=True):
-        if value < step or value % step:
-            nearest = max(round(value / step), 1) * step
-            raise UserError(
-                f"{name} is {value}; it must be a multiple of {step}, for example {nearest}"
-            )
+        check_multiple(name, value, base.vae_scale_factor)
     layers = base.text_encoder.config.num_hidden_layers
     if (settings.clip_skip or 0) >= layers:
         raise UserError(
@@ -98,26 +101,32 @@ def check_request(request: Request, settings: Settings, model: Model, *, adapter
         UserWarning: if a prompt is too long, or a person cannot be seen.
     """
     check_settings(settings, model)
+    if (larger := settings.second_pass) is not None:
+        check_settings(larger, model)
+        _check_strength(larger, model)
     check_guidance(request, settings)
     _check_prompt(request.prompt, "the prompt", model)
     _check_prompt(request.negative_prompt, "the negative prompt", model)
     _check_people(request, settings, model, adapter=adapter)
+    if any(request.outpaint):
+        raise UserError("outpaint is for images that are read by the pipeline; enlarge the array")
     if request.mask_image is not None:
         if request.image is None:
             raise UserError("mask_image is given without an image to paint in")
         if not request.mask_image.any():
             raise UserError("mask_image is black everywhere: nothing would be painted")
     if request.image is not None:
-        samplers.plan(
-            model.base.schedule,
-            settings.scheduler,
-            settings.num_inference_steps,
-            strength=settings.strength,
-        )
+        _check_strength(settings, model)
     if request.control_image is not None and model.controlnet is None:
         raise UserError("a control image is given, but no ControlNet is loaded")
     if model.controlnet is not None and request.control_image is None:
         raise UserError("a ControlNet is loaded, but no control image is given")
+
+
+def _check_strength(settings: Settings, model: Model) -> None:
+    """Raises UserError if a sampler has no row for starting from an image."""
+    steps = settings.num_inference_steps
+    samplers.plan(model.base.schedule, settings.scheduler, steps, strength=settings.strength)
 
 
 def check_attention_share(requests: Sequence[Request], model: Model) -> None:

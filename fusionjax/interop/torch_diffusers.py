@@ -247,8 +247,8 @@ class TorchFusion:
         """M of equation 4 at a level, [q or 1, r]: log λ, equation 7, the adapter's constant."""
         strength = _log(torch.tensor(self._strength))[None]
         if self._masks is not None:
-            grid = [-(-side // 2**level) for side in self._grid]
-            cells = F.adaptive_max_pool2d(self._masks, grid).flatten(1)  # any pixel set
+            latents = F.adaptive_max_pool2d(self._masks, self._grid)  # any pixel set
+            cells = F.max_pool2d(latents, 2**level, ceil_mode=True).flatten(1)
             closed = _log(1 - cells)
             others = torch.arange(len(cells))[:, None] != torch.tensor(self._owner)[None]
             strength = strength + torch.einsum("iq,ir->qr", closed, others.float())
