@@ -37,11 +37,11 @@ from fusionjax.generation.generate import (
     OUTPUT_TYPES,
     Generated,
     Progress,
-    generate_each,
     to_output,
 )
 from fusionjax.generation.keywords import CallbackOnStepEnd, read_call, show_options, step_end_of
 from fusionjax.generation.model import Model
+from fusionjax.generation.passes import generate_passes
 from fusionjax.generation.request import Output, Request
 from fusionjax.generation.runner import Runner
 from fusionjax.identity import Identity
@@ -377,7 +377,7 @@ class FusionPipeline:
         """
         if how.get("attention_share"):
             requesting.check_attention_share(requests, self.model)
-        return generate_each(self.runner, requests, settings, batch_size=batch_size, **how)
+        return generate_passes(self.runner, requests, settings, batch_size=batch_size, **how)
 
     def check(self, request: Request, settings: Settings) -> None:
         """Checks all that can be wrong with a request, without compiling anything.

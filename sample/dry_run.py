@@ -39,6 +39,11 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
     """
     if job.controlnet:
         raise UserError("--dry-run does not know what a ControlNet needs; leave --controlnet out")
+    if job.upscale:
+        raise UserError(
+            "--dry-run compiles one pass; in place of --upscale give the larger size (--height, "
+            "--width), which needs the most"
+        )
     chosen = target(name) if name else None
     devices = chosen.devices if chosen else jax.local_devices()
     batch = even_batch(job.num_images_per_prompt, batch_size or BATCH_PER_DEVICE * len(devices))

@@ -158,6 +158,8 @@ class Job(Settings, Description):
         check_number("seed", self.seed, 0, LARGEST_SEED - (self.num_images_per_prompt - 1))
         if self.mask_image and not self.image:
             raise UserError("mask_image is given without image; name the image to paint in")
+        if any(self.outpaint) and not self.image:
+            raise UserError("outpaint is given without image; name the image to enlarge")
         if self.control_image and not self.controlnet:
             raise UserError("control_image is given without controlnet; name the ControlNet")
         placed = [bool(person.box or person.mask) for person in self.people]

@@ -93,7 +93,9 @@ class Studio:
         import jax.numpy as jnp
 
         from fusionjax.generation.request import Request
+        from fusionjax.generation.starting_image import outpainted_size
 
+        job = dataclasses.replace(job, **outpainted_size(job.image, vars(job)))
         job = dataclasses.replace(
             job,
             height=job.height or self.pipe.photo_side,
@@ -110,6 +112,7 @@ class Studio:
             UserError: if something is wrong, before anything is compiled for it.
         """
         from fusionjax.generation.request import Request, box_mask, fit_image, fit_mask
+        from fusionjax.generation.starting_image import starting_point
 
         height, width = settings.size
         size = (width, height)
@@ -130,9 +133,8 @@ class Studio:
             )
         # Everything that needs no photo is checked before the first photo is looked at.
         nobody = Request(
-            **{**_part(job, Description), "prompt": job.prompt or ""},
-            image=fit_image(job.image, size) * 2 - 1 if job.image else None,
-            mask_image=fit_mask(job.mask_image, size) if job.mask_image else None,
+            **{**_part(job, Description), "prompt": job.prompt or ""}
+            | starting_point(job.image, job.mask_image, size, job.outpaint, job.mask_blur),
             control_image=fit_image(job.control_image, size) if job.control_image else None,
         )
         self.pipe.check(nobody, settings)
@@ -212,6 +214,9 @@ class Studio:
         self, requests: Sequence["Request"], settings: Settings, batch: int, **more: Any
     ) -> Iterator["Generated"]:
         """Generates checked requests batch by batch, see `FusionPipeline.generate_each`."""
+        if settings.second_pass is not None:
+            height, width = settings.second_pass.size
+            self.bar.say(f"a second pass enlarges what is painted to {width}×{height}")
         return self.pipe.generate_each(
             requests, settings, batch_size=batch, progress=self.bar, **more
         )

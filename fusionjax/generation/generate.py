@@ -18,6 +18,7 @@ from fusionjax.generation import programs
 from fusionjax.generation.request import Output, Request
 from fusionjax.generation.runner import Runner
 from fusionjax.generation.scene import make_scene
+from fusionjax.generation.starting_image import blurred
 from fusionjax.options import Settings
 from fusionjax.pixels import to_bytes
 
@@ -180,7 +181,7 @@ def _with_what_stays(painted: np.ndarray, request: Request) -> np.ndarray:
     """Puts the given image back where the mask is black; a decoder repeats no pixel exactly."""
     if request.image is None or request.mask_image is None:
         return painted
-    share = request.mask_image[..., None]
+    share = blurred(request.mask_image, request.mask_blur)[..., None]
     return np.round(share * painted + (1 - share) * to_bytes(request.image)).astype(np.uint8)
 
 

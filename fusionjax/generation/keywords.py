@@ -12,7 +12,8 @@ import numpy as np
 from fusionjax.errors import UserError, told
 from fusionjax.generation.generate import OnStepEnd
 from fusionjax.generation.model import Model
-from fusionjax.generation.request import Request, check_settings, fit_image, fit_mask
+from fusionjax.generation.request import Request, check_settings, fit_image
+from fusionjax.generation.starting_image import outpainted_size, starting_point
 from fusionjax.options import (
     LARGEST_SEED,
     MOST_IMAGES,
@@ -67,6 +68,7 @@ def read_call(
             "or one for each"
         )
     count = len(prompts) * num_images_per_prompt
+    options = {**options, **outpainted_size(image, options)}
     settings, description = read_keywords(options, model.photo_side)
     check_settings(settings, model)
     height, width = settings.size
@@ -79,11 +81,16 @@ def read_call(
         if not np.isfinite(latents).all():
             raise UserError("latents hold numbers that are not finite; give unit noise")
     first = Request(
-        **description,
+        **description
+        | starting_point(
+            image,
+            mask_image,
+            size,
+            description.get("outpaint") or (),
+            description.get("mask_blur") or 0,
+        ),
         **people,
         masks=None if masks is None else _numbers(masks, "masks"),
-        image=None if image is None else fit_image(image, size) * 2 - 1,
-        mask_image=None if mask_image is None else fit_mask(mask_image, size),
         control_image=None if control_image is None else fit_image(control_image, size),
     )
     requests = [
