@@ -278,6 +278,14 @@ class Settings:
         0.5, "how far the second pass leaves the first, in (0, 1]", group=HOW, limits=(0, 1),
         above=True, metavar="S",
     )  # fmt: skip
+    face_detail: bool = option(
+        False, "paint each small face once more, at the size that the base was trained on",
+        group=WHO,
+    )  # fmt: skip
+    face_detail_strength: float = option(
+        0.4, "how far that leaves the face that is there, in (0, 1]", group=WHO, limits=(0, 1),
+        above=True, metavar="S",
+    )  # fmt: skip
     faces_in_negative: bool = option(
         False, "show the faces to the guidance's negative branch too", group=WHO
     )
@@ -304,6 +312,13 @@ class Settings:
         height, width = (round(side * self.upscale / 8) * 8 for side in self.size)
         return dataclasses.replace(
             self, height=height, width=width, strength=self.upscale_strength, upscale=None
+        )
+
+    def face_pass(self, side: int) -> "Settings":
+        """The settings of the pass that paints faces again, each on a square of so many pixels."""
+        strength = self.face_detail_strength
+        return dataclasses.replace(
+            self, height=side, width=side, strength=strength, upscale=None, face_detail=False
         )
 
 

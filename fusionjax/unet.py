@@ -333,7 +333,8 @@ class FusionUNet:
     ) -> Array:
         """One pass of the UNet in which `cross_attention` computes every `attn2`."""
         levels = len(self.unet.down_block_types)
-        convolutions = flax_unet.intercept_convolutions(*latents.shape[1:3], levels)
+        _, height, width, _ = latents.shape
+        convolutions = flax_unet.intercept_convolutions(height, width, levels)
         intercept = flax_unet.intercept_attention(cross_attention, self._attend)
         # Diffusers wants text states; whoever reads them is intercepted.
         text = jnp.zeros((latents.shape[0], 1, self.unet.cross_attention_dim), self.unet.dtype)

@@ -217,9 +217,13 @@ class Studio:
         if settings.second_pass is not None:
             height, width = settings.second_pass.size
             self.bar.say(f"a second pass enlarges what is painted to {width}×{height}")
-        return self.pipe.generate_each(
+        done = self.pipe.generate_each(
             requests, settings, batch_size=batch, progress=self.bar, **more
         )
+        for request, image in zip(requests, done, strict=True):
+            for face in image.faces:
+                self.bar.say(f"seed {request.seed}: {face}")
+            yield image
 
     def with_depth(self, job: Job, options: Options) -> Job:
         """The job with a depth map of a photo as its control image, written beside the pictures."""

@@ -15,7 +15,7 @@ from fusionjax.backend.compilation import full_memory_told
 from fusionjax.diffusion import samplers
 from fusionjax.errors import NotFiniteWarning
 from fusionjax.generation import programs
-from fusionjax.generation.request import Output, Request
+from fusionjax.generation.request import FaceDetail, Output, Request
 from fusionjax.generation.runner import Runner
 from fusionjax.generation.scene import make_scene
 from fusionjax.generation.starting_image import blurred
@@ -38,11 +38,13 @@ class Generated(NamedTuple):
         pixels: grey levels, or None where it is not finite (a warning tells).
         latents: before decoding.
         attention_share: [rows, columns, 1 + r] where it was asked for, else None.
+        faces: what became of its people's faces, where they were to be painted again.
     """
 
     pixels: UInt8[np.ndarray, "H W 3"] | None
     latents: Float[np.ndarray, "h w c"]
     attention_share: np.ndarray | None
+    faces: tuple[FaceDetail, ...] = ()
 
 
 def generate_each(
@@ -116,6 +118,7 @@ def to_output(done: Sequence[Generated], requests: Sequence[Request], output_typ
         latents,
         [request.seed for request in requests],
         np.stack(shares) if shares else None,
+        [each.faces for each in done],
     )
 
 

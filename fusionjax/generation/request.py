@@ -52,6 +52,33 @@ class Request(Description):
     control_image: np.ndarray | None = None
 
 
+class FaceDetail(NamedTuple):
+    """What became of a person's face in one image.
+
+    Attributes:
+        person: its number, from 0.
+        box: the square around the face: left, top, right, bottom in pixels; None where no place
+            was found.
+        side: of the square that was painted in its stead, in pixels; None where it was left.
+        why: how its place was found, or why it was left.
+    """
+
+    person: int
+    box: tuple[int, int, int, int] | None
+    side: int | None
+    why: str
+
+    def __str__(self) -> str:
+        name = f"the face of person {self.person + 1}"
+        if self.box is None:
+            return f"{name} is left as it is: {self.why}"
+        left, top, right, _ = self.box
+        place = f"{name}, in a square of {right - left} pixels at {left}, {top} (column, row)"
+        if self.side is None:
+            return f"{place}, is left as it is: {self.why}"
+        return f"{place}, is painted again at {self.side} ({self.why})"
+
+
 class Output(NamedTuple):
     """What was generated.
 
@@ -63,12 +90,14 @@ class Output(NamedTuple):
         attention_share: where it was asked for: [b, rows, columns, 1 + r], the share of the
             attention that each place gave to the text and to each photo (of all identities, in
             order), mean of layers, heads and the steps looked at; else None.
+        faces: of each image, what became of its people's faces (`face_detail`).
     """
 
     images: Any
     latents: Float[np.ndarray, "b h w c"]
     seeds: list[int]
     attention_share: np.ndarray | None = None
+    faces: Sequence[tuple[FaceDetail, ...]] = ()
 
 
 def check_settings(settings: Settings, model: Model) -> None:
@@ -104,6 +133,8 @@ def check_request(request: Request, settings: Settings, model: Model, *, adapter
     if (larger := settings.second_pass) is not None:
         check_settings(larger, model)
         _check_strength(larger, model)
+    if settings.face_detail:
+        _check_strength(settings.face_pass(model.photo_side), model)
     check_guidance(request, settings)
     _check_prompt(request.prompt, "the prompt", model)
     _check_prompt(request.negative_prompt, "the negative prompt", model)

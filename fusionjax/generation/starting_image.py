@@ -73,7 +73,7 @@ def starting_point(
     }
 
 
-def outpainted_size(image: PhotoSource | None, options: Mapping[str, Any]) -> dict[str, int]:
+def outpainted_size(image: PhotoSource | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The size of an enlarged image whose own size is kept, for whichever side is not given.
 
     Args:
