@@ -1,5 +1,6 @@
 """`--dry-run`: what pictures would need, found by compiling their programs without weights."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from fusionjax.diffusion.samplers import plan
 from fusionjax.embedded import MINI, base_source
 from fusionjax.errors import UserError
 from fusionjax.generation.dry_run import abstract_pipeline, picture_programs
+from fusionjax.generation.starting_image import outpainted_size
 from fusionjax.models.abstract_base import STAND_IN, is_here
 from fusionjax.models.adapter import adapter_base, load_adapter
 from sample.job import BATCH_PER_DEVICE, Job, even_batch
@@ -44,6 +46,7 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
             "--dry-run compiles one pass; in place of --upscale give the larger size (--height, "
             "--width), which needs the most"
         )
+    job = dataclasses.replace(job, **outpainted_size(job.image, vars(job)))
     chosen = target(name) if name else None
     devices = chosen.devices if chosen else jax.local_devices()
     batch = even_batch(job.num_images_per_prompt, batch_size or BATCH_PER_DEVICE * len(devices))
