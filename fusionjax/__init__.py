@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fusionjax.quiet import quiet_diffusers
+from fusionjax.version import VERSION
 
 if TYPE_CHECKING:
     from fusionjax.errors import UserError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 quiet_diffusers()
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BaseModel",

@@ -16,7 +16,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from fusionjax.command import run_command
+from fusionjax.command import run_command, with_version
 
 # Commands with a command line of their own: the module whose `main(arguments)` runs them.
 _ELSEWHERE = {
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    with_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     export = commands.add_parser("export", help="write a run's adapter as one safetensors file")
     export.add_argument("fusion", help="a run's folder, or one step's folder in its checkpoints/")
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     back = commands.add_parser("import", help="make a run's folder from an exported adapter")
     back.add_argument("adapter", help="an exported adapter, *.safetensors")
     back.add_argument("output", help="the folder to make")
+    for command in (export, back):
+        with_version(command)
     for name in _ELSEWHERE:
         commands.add_parser(name)
     return parser

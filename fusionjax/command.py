@@ -5,6 +5,7 @@ import contextlib
 import errno
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from fusionjax.errors import UserError
 from fusionjax.files import full_disk_told
@@ -53,7 +54,37 @@ def parser_of(command: str, text: str | None) -> argparse.ArgumentParser:
         text: the module's docstring.
     """
     layout = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=command, description=text, formatter_class=layout)
+    parser = argparse.ArgumentParser(prog=command, description=text, formatter_class=layout)
+    with_version(parser)
+    return parser
+
+
+def with_version(parser: argparse.ArgumentParser) -> None:
+    """Gives a command line `--version`."""
+    text = "the versions of this and of what it rests on"
+    parser.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help=text)
+
+
+class _Version(argparse.Action):
+    """Tells the versions, read when they are asked for, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(versions())
+        parser.exit()
+
+
+def versions() -> str:
+    """The version of this program and, for reports of errors, what it runs on; imports none."""
+    import platform
+    from importlib import metadata
+
+    from fusionjax.version import VERSION
+
+    others = [f"Python {platform.python_version()}"]
+    for name in ("jax", "flax", "diffusers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            others.append(f"{name} {metadata.version(name)}")
+    return f"fusionjax {VERSION} ({', '.join(others)})"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fusionjax.command import run_command
+from fusionjax.command import run_command, versions
 from fusionjax.errors import UserError
 
 CPU_SETTINGS = {
@@ -25,7 +25,8 @@ CPU_SETTINGS = {
 ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio")
 
 TRIAL = """--dry-run compiles the step, tells what it needs, and stops; with --target NAME it does
-so for hardware that is not here: v100, a100, h100, v5e, v5p, v6e, with :COUNT for several."""
+so for hardware that is not here: v100, a100, h100, v5e, v5p, v6e, with :COUNT for several.
+--version tells the versions of this and of what it rests on."""
 
 
 def main(arguments: list[str]) -> int:
@@ -41,6 +42,9 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
     def body() -> int:
+        if "--version" in arguments:
+            print(versions())
+            return 0
         rest, trial, hardware = _trial(arguments)
         config = read_config(rest)
         use_cpu_settings()
