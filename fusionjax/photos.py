@@ -6,10 +6,11 @@ model looks at photos (`prepare_photo`).
 """
 
 import contextlib
+import functools
 import io
 import os
 import warnings
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -21,7 +22,8 @@ from fusionjax.options import CROPS, not_one_of
 
 PhotoSource = str | os.PathLike[str] | BinaryIO | io.IOBase | Image.Image | np.ndarray
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "HEIF")
+_HEIF_KINDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 50_000_000  # which take 0.8 GB while transparency is removed
 MAX_JPEG_PIXELS = 178_956_970  # decoded at a fraction; Pillow's own limit
 MIN_SIDE = 32
@@ -61,13 +63,49 @@ def read_photo(source: PhotoSource, *, behind: str = "white") -> Image.Image:
         except Image.DecompressionBombError:
             raise _too_large(name, MAX_JPEG_PIXELS) from None
         except UnidentifiedImageError:
-            raise UserError(
-                f"{name} is not a picture that can be read here; save it as one of "
-                f"{', '.join(FORMATS)}"
-            ) from None
+            raise UserError(_not_read(source, name)) from None
         except Exception as error:  # of every kind: Pillow's decoders raise what they meet
             raise UserError(f"{name} is damaged or cut off: {shortened(str(error), 120)}") from None
     return _checked(image, name)
+
+
+@functools.cache
+def _know_heif() -> None:
+    """Has Pillow read HEIC, as phones write it, where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+
+
+def _known() -> list[str]:
+    """Not every format that Pillow knows: some start other programs, or are hardly ever used."""
+    _know_heif()
+    Image.init()
+    return [format for format in FORMATS if format in Image.OPEN]  # AVIF: not in every release
+
+
+def _not_read(source: Any, name: str) -> str:
+    known = _known()
+    if "HEIF" not in known and _is_heif(source):
+        return (
+            f"{name} is a HEIC picture, which pillow-heif reads (pip install 'fusionjax[heif]'); "
+            "or save it as JPEG"
+        )
+    return f"{name} is not a picture that can be read here; save it as one of {', '.join(known)}"
+
+
+def _is_heif(source: Any) -> bool:
+    """By the first bytes: the name of an ISO base media file's kind."""
+    with contextlib.suppress(Exception):
+        if hasattr(source, "read"):
+            source.seek(0)
+            start = source.read(12)
+        else:
+            with open(source, "rb") as file:
+                start = file.read(12)
+        return start[4:8] == b"ftyp" and start[8:] in _HEIF_KINDS
+    return False
 
 
 def _name_of(source: Any) -> str:
@@ -88,13 +126,11 @@ def _opened(source: Any, name: str, files: contextlib.ExitStack) -> Image.Image:
         if os.path.isdir(source):
             raise UserError(f"{name} is a folder; name the pictures in it")
         source = files.enter_context(open_regular(source))
-    # Not every format that Pillow knows: some start other programs, or are hardly ever used.
-    Image.init()
-    known = [format for format in FORMATS if format in Image.OPEN]  # AVIF: not in every release
-    image = files.enter_context(Image.open(source, formats=known))
+    image = files.enter_context(Image.open(source, formats=_known()))
     frames = getattr(image, "n_frames", 1)
-    # Phones store a second view or a depth map in the same JPEG ("MPO").
-    if frames > 1 and image.format != "MPO":
+    # Phones store a second view or a depth map in the same JPEG ("MPO"); of HEIC's the main one
+    # is open.
+    if frames > 1 and image.format not in ("MPO", "HEIF"):
         raise UserError(
             f"{name} is animated or has several pages ({frames} frames); save one as a still "
             "picture"
@@ -170,6 +206,25 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
         UserWarning: if `auto` chooses among several faces, or takes a photo whole for want of one;
             if `none` adds to it.
     """
+    return cut_photo(source, size, crop).cut
+
+
+class Cut(NamedTuple):
+    """A photo and what is cut out of it.
+
+    Attributes:
+        whole: the photo, upright.
+        square: left, top, right, bottom of what is taken, in its pixels; None is all of it.
+        cut: what the reference pass sees.
+    """
+
+    whole: Image.Image
+    square: tuple[int, int, int, int] | None
+    cut: Image.Image
+
+
+def cut_photo(source: PhotoSource, size: int, crop: str = "auto") -> Cut:
+    """As `prepare_photo`, and tells where the square was."""
     if crop not in CROPS:
         raise UserError(not_one_of("crop", crop, CROPS))
     number = None
@@ -184,7 +239,8 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
             + "); leave the number out"
         )
     if fits and (crop == "none" or size < _LEAST_CUT):
-        return image
+        return Cut(image, None, image)
+    square = None
     if crop == "auto":
         faces = find_faces(image)
         if not faces and fits:
@@ -193,7 +249,7 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
                 'used whole (crop="none" or --crop none says that this is meant)',
                 stacklevel=2,
             )
-            return image
+            return Cut(image, None, image)
         if not faces:
             raise UserError(
                 f"no face was found in {name}; cut a square around it yourself and pass "
@@ -208,15 +264,17 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
                 "chosen by its number from the left, as in photo.jpg#2",
                 stacklevel=2,
             )
-        image = image.crop(face_square(face, *image.size))
+        square = face_square(face, *image.size)
     elif image.width != image.height:
         warnings.warn(
             f"{name} has {image.width}×{image.height} pixels; it is used whole, with white beside "
             "it up to a square: cut a square out yourself, so that the face is larger",
             stacklevel=2,
         )
-        return ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
-    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        padded = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
+        return Cut(image, None, padded)
+    part = image.crop(square) if square else image
+    return Cut(image, square, ImageOps.fit(part, (size, size), Image.Resampling.LANCZOS))
 
 
 def _numbered(

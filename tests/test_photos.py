@@ -4,6 +4,9 @@
 """
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,37 @@ def test_a_phone_jpeg_with_a_second_view_is_a_photo(picture, tmp_path):
     picture.save(path, format="MPO", save_all=True, append_images=[picture.rotate(180)], quality=95)
     read = np.asarray(photos.read_photo(path)).astype(int)
     assert np.abs(read[5:25, 5:35] - (200, 30, 30)).max() < 12
+
+
+def test_heic_of_a_phone_is_read_upright(picture, tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pillow_heif.from_pillow(picture).save(tmp_path / "phone.heic", quality=90, exif=exif.tobytes())
+    read = photos.read_photo(tmp_path / "phone.heic")
+    upright = np.rot90(np.asarray(picture), -1).astype(int)
+    assert np.abs(np.asarray(read).astype(int) - upright).mean() < 6  # it is compressed
+    content = io.BytesIO((tmp_path / "phone.heic").read_bytes())
+    assert np.array_equal(photos.read_photo(content), read)
+
+
+def test_heic_without_its_library_names_it(tmp_path):
+    """In a process that cannot import it; the file is a beginning of one, as phones write it."""
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    code = """
+import sys
+sys.modules["pillow_heif"] = None
+from fusionjax.photos import read_photo
+try:
+    read_photo("phone.heic")
+except ValueError as error:
+    print(error)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert said.stdout.startswith("phone.heic is a HEIC picture, which pillow-heif reads (pip ")
 
 
 def test_huge_pictures_are_reduced_or_refused(tmp_path, monkeypatch):

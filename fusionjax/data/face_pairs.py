@@ -32,7 +32,7 @@ from fusionjax.data.prepared import Dropped, Prepared, Wishes, prepare_picture
 from fusionjax.errors import UserError
 from fusionjax.files import write_whole
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
 Example = dict[str, Any]
 
 

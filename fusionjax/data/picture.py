@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
 PICTURES = ("file_name", "image_file", "image", "jpg", "png", "webp", "path")
 CAPTIONS = ("text", "caption", "TEXT", "txt", "prompt")
 PEOPLE = ("person", "identity", "person_id", "label")
