@@ -212,7 +212,7 @@ class Description:
         "pass of the UNet a step", group=WHO, limits=(1, LARGEST_GUIDANCE), metavar="G",
     )  # fmt: skip
     seed: int = option(
-        0, "of the first image; the next have the next numbers", group=HOW,
+        0, "of the first image; the next have the next numbers; `random` draws one", group=HOW,
         limits=(0, LARGEST_SEED), metavar="N",
     )  # fmt: skip
     guidance_scale: float | None = option(

@@ -4,6 +4,7 @@ import os
 import sys
 
 from fusionjax.command import run_command
+from sample.device import prepare
 from sample.options import parse
 
 
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(arguments)
         if options.target is not None:  # compiled for what is not here, by a process on the CPU
             os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        if options.device is not None:
+            prepare(options.device)
         from sample.run import run  # here: `--help` and wrong words need no models
 
         return run(options)

@@ -1,6 +1,7 @@
 """`--dry-run`: what pictures would need, found by compiling their programs without weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,14 @@ from sample.job import BATCH_PER_DEVICE, Job, even_batch
 _REMEDY = "use a smaller --batch-size, a smaller size, or a 16-bit --dtype"
 
 
-def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool = False) -> str:
+def dry_run(
+    job: Job,
+    batch_size: int | None,
+    name: str | None,
+    *,
+    nobody: bool = False,
+    devices: Sequence[Any] | None = None,
+) -> str:
     """Compiles the programs of a job's pictures.
 
     Args:
@@ -32,6 +40,7 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
             devices.
         nobody: nobody is to be in the pictures; else, where nobody is named, one photo is counted
             if there is an adapter.
+        devices: of the present ones, those to compile for; None is all.
 
     Returns:
         A table in Markdown and what it says together.
@@ -48,7 +57,7 @@ def dry_run(job: Job, batch_size: int | None, name: str | None, *, nobody: bool 
         )
     job = dataclasses.replace(job, **outpainted_size(job.image, vars(job)))
     chosen = target(name) if name else None
-    devices = chosen.devices if chosen else jax.local_devices()
+    devices = chosen.devices if chosen else devices or jax.local_devices()
     batch = even_batch(job.num_images_per_prompt, batch_size or BATCH_PER_DEVICE * len(devices))
     images = -(-batch // len(devices))
     devices = devices[: -(-batch // images)]  # each has work

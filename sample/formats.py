@@ -18,32 +18,36 @@ A request is the same in one line of JSON, `faces` for a single person, and an `
 
     {"id": "ann-reads", "prompt": "a person reading", "faces": ["ann1.jpg"], "seed": 3}
 
-A painted picture carries its job as JSON in the PNG text chunk `fusionjax`: every option, a
-checksum of every file that it was painted from, and the fingerprints of UNet and adapter, so that
-`--from` repeats it exactly or says what has changed.
+A painted picture carries its job as JSON (`sample.images` says where): every option, the name and
+a checksum of every file that it was painted from, and the fingerprints of UNet and adapter, so
+that `--from` repeats it exactly or says what has changed.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import file_and_face, open_regular, read_whole, whole_file
+from fusionjax.files import open_regular, read_whole
+from fusionjax.options import current_name
 from fusionjax.schema import parse_json
-from sample.job import Job
-from sample.trust import check_files
+from sample.images import save, text_of
+from sample.inputs import Remembered, find, named
+from sample.job import Job, Person
+from sample.trust import FILES
 
-_CHUNK = "fusionjax"
-_VERSION = 2
-_READABLE = (1, 2)  # 1 has some names of old
+_VERSION = 3
+_READABLE = (1, 2, 3)  # 1 has some names of old; 1 and 2 tell the folders of files
 _PARTS = ("job", "files", "models")
 _LONGEST_NAME = 200
 _MOST_BYTES = 1_000_000  # of a scene, and of a row
-_MOST_PIXELS = 8192**2
+_PERSON = tuple(field.name for field in dataclasses.fields(Person))
 
 
 def read_scene(path: Path) -> Job:
@@ -166,12 +170,20 @@ def _given_ids(path: Path) -> Iterator[str]:
                 yield _id_of(_row_of(line)["id"] if '"id"' in line else None)
 
 
-def read_picture(path: Path, *, trust: bool = True) -> Job:
+def read_picture(
+    path: Path,
+    *,
+    trust: bool = True,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    remembered: Remembered | None = None,
+) -> Job:
     """Reads the job that a picture carries.
 
     Args:
-        path: a PNG painted by this program.
+        path: an image painted by this program.
         trust: it may name files anywhere; see `sample.trust`.
+        given: what is named anew, by field; the files in its place need not be there any more.
+        remembered: where files were; None is nowhere.
 
     Returns:
         The job, for this one picture.
@@ -180,16 +192,20 @@ def read_picture(path: Path, *, trust: bool = True) -> Job:
         UserError: if it carries none, or a file that it was painted from is gone or has changed.
     """
     about = _read_about(path)
-    if not trust:
-        check_files(path, about["job"], about["files"])
-    for name, digest in about["files"].items():
-        if not Path(file_and_face(name)[0]).is_file():
-            raise UserError(f"{path} was painted from {name}, which does not exist any more")
-        if checksum(name) != digest:
-            raise UserError(f"{path} was painted from {name}, which has changed since")
+    anew = set(FILES) & given.keys()
+    if {"people", "faces", "fresh"} & given.keys():
+        anew |= {"people", *_PERSON}
+    values = {name: v for name, v in about["job"].items() if current_name(name) not in anew}
     try:
-        return Job.from_mapping(about["job"])
+        found = find(
+            path, values, about["files"], by_path=about["version"] < 3, trust=trust,
+            remembered=remembered or Remembered(""),
+        )  # fmt: skip
+        found |= {name: given[name] for name in FILES if name in given}
+        return Job.from_mapping(found)
     except UserError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise UserError(f"{path}: {error}") from None
 
 
@@ -209,35 +225,22 @@ def check_models(path: Path, models: dict[str, str]) -> None:
             )
 
 
-def _read_about(path: Path) -> dict[str, dict[str, Any]]:
-    from PIL import Image
-
+def _read_about(path: Path) -> dict[str, Any]:
+    text = text_of(path)
     try:
-        # The text may come after the pixels, so all is read; no other format carries one.
-        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise UserError(
-                    f"{path} has {image.width}×{image.height} pixels; none made here has"
-                )
-            image.load()
-            text = image.info.get(_CHUNK)
-    except UserError:
-        raise
-    except Exception:  # of every kind: Pillow's decoders raise what they meet
-        raise UserError(f"{path} is not a picture that can be read") from None
-    try:
-        about = parse_json(text or "", "its text")
+        about = parse_json(text, "its text")
         version, parts = about["version"], {key: dict(about[key]) for key in _PARTS}
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path} does not say how it was painted; it was not painted here"
+            f"{path} does not say how it was painted; it was not painted here, or with "
+            "--no-metadata"
         ) from None
     if version not in _READABLE:
         raise UserError(
             f"{path} tells how it was painted in version {version} of its text, and only versions "
             f"up to {_VERSION} are known here; use the program that painted it"
         )
-    return parts
+    return {"version": version, **parts}
 
 
 def write_picture(
@@ -248,62 +251,48 @@ def write_picture(
     models: dict[str, str],
     *,
     replace: bool = True,
+    metadata: bool = True,
+    quality: int | None = None,
 ) -> None:
     """Writes a picture with its story, all or nothing.
 
     Args:
-        path: the PNG to write.
+        path: to write to; its ending is the format.
         pixels: grey levels, [H, W, 3].
         job: for this one picture.
         sums: `checksums(job)`.
         models: the fingerprint of each part's weights.
         replace: a file of that name may be there already.
+        metadata: with its story; else without any text.
+        quality: of JPEG and WebP.
 
     Raises:
         UserError: if it cannot be written.
         FileExistsError: without `replace`, if the name is taken.
     """
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
-    text = PngInfo()
-    about = {"version": _VERSION, "job": job.to_json(full=True), "files": sums, "models": models}
-    text.add_itxt(_CHUNK, json.dumps(about, ensure_ascii=False))
-    if job.prompt:
-        text.add_itxt("Description", job.prompt)
-    try:
-        with whole_file(path, replace=replace) as beside:
-            Image.fromarray(pixels).save(beside, "PNG", pnginfo=text)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    values, files = named(job, sums)
+    about = {"version": _VERSION, "job": values, "files": files, "models": models}
+    save(
+        Image.fromarray(pixels),
+        path,
+        quality=quality,
+        text=json.dumps(about) if metadata else None,
+        description=job.prompt if metadata else None,
+        replace=replace,
+    )
 
 
-def is_another(path: Path, job: Job) -> bool:
-    """Whether a file is there that is not a picture of this job."""
+def is_another(path: Path, job: Job, sums: dict[str, str]) -> bool:
+    """Whether a file is there that is not a picture of this job, with its `checksums`."""
     if not path.exists():
         return False
     try:
-        return bool(_read_about(path)["job"] != json.loads(json.dumps(job.to_json(full=True))))
+        about = _read_about(path)
     except UserError:
         return True
-
-
-def checksums(job: Job) -> dict[str, str]:
-    """Checksums of the photos and pictures that a job names, by path."""
-    files = [path for person in job.people for path in (*person.faces, person.mask) if path]
-    files += [path for path in (job.image, job.mask_image, job.control_image) if path]
-    return {path: checksum(path) for path in files}
-
-
-def checksum(path: str | os.PathLike[str]) -> str:
-    """A checksum of a file's bytes, 16 hex digits; of a photo whichever face is chosen."""
-    with open(file_and_face(os.fspath(path))[0], "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-
-
-def next_number(folder: Path) -> int:
-    """The first number from which no picture `0001_…` is in a folder."""
-    taken = [path.name.partition("_")[0] for path in folder.glob("[0-9]*_*.png")]
-    return max((int(name) for name in taken if name.isdecimal()), default=0) + 1
+    values, files = named(job, sums)
+    if about["version"] < 3:
+        values, files = job.to_json(full=True), sums
+    return bool((about["job"], about["files"]) != (json.loads(json.dumps(values)), files))

@@ -7,11 +7,13 @@ Everything that can be checked without loading a model is checked here. An optio
 
 import dataclasses
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-from fusionjax.errors import UserError, told
+from fusionjax.data.picture import ENDINGS
+from fusionjax.errors import UserError, shortened, told
 from fusionjax.files import file_and_face
 from fusionjax.options import (
     CROPS,
@@ -33,7 +35,10 @@ from fusionjax.options import (
     unknown_name,
 )
 from fusionjax.schema import typed
+from sample.links import is_link
 
+RANDOM = "random"
+"""In place of a seed's number: one is drawn."""
 BATCH_PER_DEVICE = 4
 """Images generated at once on each device, unless told otherwise."""
 
@@ -44,7 +49,7 @@ class Person:
 
     Attributes:
         faces: photos, identity files (`.safetensors`), or both; several are one person, or a
-            mixture.
+            mixture. A folder is read as the photos in it.
         weights: λ of each of `faces`, multiplied with the strength; empty is 1 for each.
         fresh: or the number of a person who does not exist: the base model makes their portrait,
             from this seed, and the portrait is their photo. The same number is the same person
@@ -56,8 +61,8 @@ class Person:
     """
 
     faces: tuple[str, ...] = option(
-        (), "photos of one person, or identity files", group=WHO, flags=("--face",), path="file",
-        metavar="FILE",
+        (), "photos of one person, folders of them, links to them, or identity files", group=WHO,
+        flags=("--face",), path="file", metavar="FILE",
     )  # fmt: skip
     weights: tuple[float, ...] = option(
         (), "a weight for each file; files of several people are mixed", group=WHO,
@@ -177,7 +182,7 @@ class Job(Settings, Description):
 
         Args:
             values: by field name; a person's `faces` and `weights`, or `fresh` and `looks`, stand
-                for a picture of this one person.
+                for a picture of this one person; `seed` may be `random`.
             folder: what relative paths are relative to; None leaves them.
             within: a job whose values hold where `values` says nothing.
 
@@ -188,6 +193,8 @@ class Job(Settings, Description):
             UserError: for an unknown key, a value of another type, or a missing file.
         """
         values = _by_current_name(values)
+        if values.get("seed") == RANDOM:
+            values["seed"] = secrets.randbelow(LARGEST_SEED - MOST_IMAGES)
         person = {name: values.pop(name) for name in _ONE_PERSON if name in values}
         if person:
             if "people" in values:
@@ -239,9 +246,10 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
             continue
         read[name] = _typed(name, value, fields[name].type)
         kind = fields[name].metadata.get("path")
-        if kind == "file":
-            find = _existing_photo if name == "faces" else _existing
-            read[name] = _each(read[name], lambda path, find=find: find(path, folder))
+        if name == "faces":
+            read[name] = tuple(f for path in read[name] for f in _existing_photos(path, folder))
+        elif kind == "file":
+            read[name] = _each(read[name], lambda path: _existing(path, folder))
         elif kind == "source":  # may also be the name of something on a hub
             read[name] = _each(read[name], lambda path: _if_existing(path, folder))
     return read
@@ -267,6 +275,26 @@ def _existing(path: str, folder: Path | None) -> str:
     if not found.is_file():
         raise UserError(f"{path} does not exist" if not found.is_dir() else f"{path} is a folder")
     return str(found.absolute())
+
+
+def _existing_photos(path: str, folder: Path | None) -> list[str]:
+    """A photo; or those in a folder, in the order of their names."""
+    if is_link(path):
+        raise UserError(
+            f"{shortened(path, 160)} is a link, which a file may not have fetched; give it on the "
+            "command line (--face), or save the photo"
+        )
+    if (place := _located(path, folder)).is_dir():
+        found = sorted(p for p in place.iterdir() if _is_photo(p))
+        if not found:
+            raise UserError(f"{path} is a folder without photos ({', '.join(ENDINGS)})")
+        return [str(photo.absolute()) for photo in found]
+    return [_existing_photo(path, folder)]
+
+
+def _is_photo(path: Path) -> bool:
+    # What begins with a dot, a Mac has put beside the photos.
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 def _existing_photo(path: str, folder: Path | None) -> str:

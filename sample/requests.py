@@ -12,7 +12,9 @@ from fusionjax.embedded import MINI_GUIDANCE
 from fusionjax.errors import UserError
 from fusionjax.options import Settings
 from sample import formats as files
+from sample.inputs import Remembered, checksums
 from sample.job import BATCH_PER_DEVICE, Job
+from sample.names import values_of
 from sample.options import Options
 from sample.progress import Bar, duration
 from sample.studio import Studio, is_embedded
@@ -30,12 +32,13 @@ class _Waiting(NamedTuple):
     job: Job
 
 
-def run_requests(options: Options, within: Job) -> int:
+def run_requests(options: Options, within: Job, devices: Any = None) -> int:
     """Generates what a file of requests asks for.
 
     Args:
         options: the command line.
         within: its job.
+        devices: to compute on; None is all that JAX finds.
 
     Returns:
         The exit status: 0, or 1 if rows failed.
@@ -51,14 +54,15 @@ def run_requests(options: Options, within: Job) -> int:
     rows = list(files.read_requests(options.requests, within))
     if not rows:
         raise UserError(f"{options.requests} holds no requests")
-    options.output.mkdir(parents=True, exist_ok=True)
-    log = _Results(options.output / "results.jsonl")
+    folder = options.written.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    log = _Results(folder / "results.jsonl")
     todo = [row for row in rows if not log.is_done(row)]
     bar = Bar(None if options.quiet else sys.stderr)
     bar.say(f"{len(rows) - len(todo)} of {len(rows)} rows are done already")
     bad = 0
     # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
-    studio = Studio(within, options, bar) if any(row.job for row in todo) else None
+    studio = Studio(within, options, bar, devices) if any(row.job for row in todo) else None
     batch = options.batch_size or BATCH_PER_DEVICE * (studio.devices if studio else 1)
     waiting: dict[Any, list[_Waiting]] = {}
     began = time.perf_counter()
@@ -89,6 +93,8 @@ def run_requests(options: Options, within: Job) -> int:
             if row.job.prompt is None:
                 raise UserError("what shall be seen? The row has no prompt")
             job, settings = studio.resolved(row.job)
+            if options.skip_bad_photos:
+                job = studio.usable(job)
             requests = studio.requests(job, settings)
         except UserError as error:
             fail(row, str(error))
@@ -119,25 +125,32 @@ def _generate_group(
     log: "_Results",
 ) -> Iterator[files.Row]:
     """Generates and writes images; yields the rows whose images are not finite, once each."""
+    out, remembered = options.written, Remembered(options.cache)
     done = studio.generate([item.request for item in group], settings, batch)
     for item, image in zip(group, done, strict=True):
         if image.pixels is None:
             if log.expects(item.row):
                 yield item.row
             continue
-        path = options.output / f"{item.row.name}_{item.number:03d}.png"
-        again = 2
-        while files.is_another(path, item.job):
-            path = options.output / f"{item.row.name}-{again}_{item.number:03d}.png"
+        values = values_of(item.job, item.number, item.row.number, item.row.name)
+        sums = checksums(item.job)
+        path, again = out.path(values), 1
+        while files.is_another(path, item.job, sums):
             again += 1
-        if again > 2:
+            path = out.path(values, again)
+        if again > 1:
             print(
                 f"row {item.row.number}: another picture has its name; written as {path.name}",
                 file=sys.stderr,
             )
-        sums = files.checksums(item.job)
-        files.write_picture(path, image.pixels, item.job, sums, studio.pipe.fingerprints)
-        log.painted(item.row, item.number, path.name, item.job.seed)
+        files.write_picture(
+            path, image.pixels, item.job, sums, studio.pipe.fingerprints,
+            metadata=not options.no_metadata, quality=options.quality,
+        )  # fmt: skip
+        if not options.no_metadata:
+            remembered.add(sums)
+        name = path.relative_to(out.folder).as_posix()
+        log.painted(item.row, item.number, name, item.job.seed)
 
 
 class _Results:

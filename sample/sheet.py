@@ -110,11 +110,10 @@ def _photo_names(job: Job, people: Sequence["Identity"]) -> list[str]:
     return names
 
 
-def write_share(path: Path, image: Any, share: Any, job: Job, people: Sequence["Identity"]) -> None:
+def share_map(image: Any, share: Any, job: Job, people: Sequence["Identity"]) -> Image.Image:
+    """Where each photo of a job was attended to in an image; see `heat_map`."""
     names = _photo_names(job, people)
-    heat_map(image, share[..., 1 : 1 + len(names)], names).save(
-        path.with_name(f"{path.stem}_attention.png")
-    )
+    return heat_map(image, share[..., 1 : 1 + len(names)], names)
 
 
 def print_shares(shares: Sequence[Any], job: Job, people: Sequence["Identity"]) -> None:

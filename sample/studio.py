@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionjax.embedded import MINI_FACE, MINI_GUIDANCE, MINI_PROMPT, is_mini
 from fusionjax.errors import UserError
 from fusionjax.options import Description, Settings
-from sample import formats as files
+from fusionjax.schema import read_json
 from sample.job import Job, Person
+from sample.names import next_number
 from sample.options import Options
 from sample.progress import Bar, Stopwatch
 
@@ -59,9 +62,10 @@ class Studio:
         job: names the models.
         options: the command line.
         bar: hears of progress.
+        devices: to compute on; None is all that JAX finds.
     """
 
-    def __init__(self, job: Job, options: Options, bar: Bar) -> None:
+    def __init__(self, job: Job, options: Options, bar: Bar, devices: Any = None) -> None:
         from fusionjax.backend.compilation import use_compilation_cache
         from fusionjax.pipeline import FusionPipeline
 
@@ -76,12 +80,16 @@ class Studio:
             vae=job.vae,
             lora=job.lora,
             controlnet=job.controlnet,
+            devices=devices,
         )
         bar.say(f"loaded {self.pipe.base.source} in {watch}")
+        if _has_safety_checker(self.pipe.base.source):
+            bar.say("the base's safety checker is not used: no image is checked")
         self.bar = bar
         self.pipe.runner.before_compiling = bar.compiling
         self._portrait_guidance = MINI_GUIDANCE if is_embedded(job) else None
         self._people: OrderedDict[Any, Identity] = OrderedDict()
+        self._photos: dict[tuple[str, str], Any] = {}  # of one job, opened and not yet encoded
 
     @property
     def devices(self) -> int:
@@ -159,13 +167,52 @@ class Studio:
                 is compiled for the first.
         """
         photos: dict[str, Any] = {}
-        for face in (face for person in job.people for face in person.faces):
-            if (face, job.crop) not in self._people and face not in photos:
+        for faces, face in ((own.faces, face) for own in job.people for face in own.faces):
+            if (face, job.crop) in self._people or face in photos:
+                continue
+            try:
                 photos[face] = self._opened(face, job.crop)
+            except UserError as error:
+                if len(faces) == 1:
+                    raise
+                raise UserError(f"{error}; or leave it out (--skip-bad-photos)") from None
+        self._photos.clear()
         return [self._identity(person, job.crop, photos) for person in job.people]
+
+    def usable(self, job: Job) -> Job:
+        """The job without the photos that cannot be used, each of which is told.
+
+        Raises:
+            UserError: if nothing is left of a person.
+        """
+        people = []
+        for number, person in enumerate(job.people, 1):
+            good = [self._is_usable(face, job.crop) for face in person.faces]
+            if good and not any(good):
+                raise UserError(f"no photo of person {number} can be used; name others")
+            people.append(
+                dataclasses.replace(
+                    person,
+                    faces=tuple(itertools.compress(person.faces, good)),
+                    weights=tuple(itertools.compress(person.weights, good)),
+                )
+            )
+        return dataclasses.replace(job, people=tuple(people))
+
+    def _is_usable(self, face: str, crop: str) -> bool:
+        if (face, crop) in self._people:
+            return True
+        try:
+            self._photos[face, crop] = self._opened(face, crop)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            return False
+        return True
 
     def _opened(self, face: str, crop: str) -> Any:
         """An identity file, or a photo as it is cut out."""
+        if (face, crop) in self._photos:
+            return self._photos[face, crop]
         from fusionjax.identity import Identity
         from fusionjax.photos import prepare_photo
 
@@ -231,8 +278,9 @@ class Studio:
 
         assert options.depth_from is not None
         assert options.depth_model is not None
-        options.output.mkdir(parents=True, exist_ok=True)
-        path = options.output / f"{files.next_number(options.output):04d}_depth.png"
+        folder = options.written.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{next_number(folder):04d}_depth.png"
         depth_map(options.depth_from, options.depth_model).save(path)
         return dataclasses.replace(job, control_image=str(path.absolute()))
 
@@ -240,6 +288,16 @@ class Studio:
 def _part(job: Job, kind: Any) -> dict[str, Any]:
     """The job's values of a dataclass that it has the fields of."""
     return {field.name: getattr(job, field.name) for field in dataclasses.fields(kind)}
+
+
+def _has_safety_checker(source: str) -> bool:
+    """Whether a base's folder names one; it is not loaded."""
+    index = Path(source) / "model_index.json"
+    try:
+        named = read_json(index).get("safety_checker") if index.is_file() else None
+    except (UserError, OSError):  # nothing of it is needed
+        return False
+    return isinstance(named, list) and any(named)
 
 
 def _bytes(person: "Identity") -> int:

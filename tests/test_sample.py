@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from fusionjax.options import Settings
 from fusionjax.unet import FusionUNet
 from sample.__main__ import main
 from sample.formats import read_picture, read_scene
+from sample.inputs import Remembered, checksum
 from sample.job import Job, Person, even_batch
 from sample.options import parse
 from sample.progress import Bar
@@ -94,11 +96,16 @@ def test_a_picture_with_its_sheet_and_its_story(sample, world, capsys):
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     assert capsys.readouterr().out.split() == [str(out / name) for name in names]
     assert pixels(out / names[0]).shape == (64, 64, 3)
-    job = read_picture(out / names[1])
+    remembered = Remembered(str(world / "cache"))
+    job = read_picture(out / names[1], remembered=remembered)
     assert (job.prompt, job.seed) == ("a garden", 8)
     assert (job.num_images_per_prompt, job.num_inference_steps) == (1, 2)
     assert (job.height, job.guidance_scale) == (64, 7.5)
     assert job.people[0].faces == (str(world / "ann.png"),)
+    with Image.open(out / names[0]) as image:  # it names files, and no folder of them
+        about = json.loads(image.text["fusionjax"])
+    assert about["files"] == {"ann.png": checksum(world / "ann.png")}
+    assert str(world) not in json.dumps(about["job"]["people"])
 
     again = sample("--from", out / names[1])
     assert np.array_equal(pixels(again / "0003_seed8.png"), pixels(out / names[1]))
@@ -118,6 +125,76 @@ def test_repeating_needs_the_same_files(sample, world, tmp_path, capsys):
     assert "which does not exist any more" in capsys.readouterr().err
     sample("--from", world / "ann.png", status=2)
     assert "does not say how it was painted" in capsys.readouterr().err
+
+
+def test_a_jpeg_tells_its_story_and_the_photo_may_be_another(sample, world, tmp_path, capsys):
+    """The same pixels from it, and of somebody else where the photo has gone."""
+    photo = tmp_path / "me.png"
+    photo.write_bytes((world / "ann.png").read_bytes())
+    out = sample("--prompt", "Ä", "--face", photo, "--output-name", "{prompt}_{seed}.webp")
+    assert sorted(path.name for path in out.iterdir()) == ["ä_0.webp", "ä_0_sheet.webp"]
+    sample("--from", out / "ä_0.webp", "--format", "jpeg", "--quality", 80)
+    again = sample("--from", out / "0001_seed0.jpg")
+    assert (out / "0001_sheet.jpg").read_bytes()[:3] == b"\xff\xd8\xff"
+    apart = np.abs(pixels(again / "0002_seed0.png") - pixels(out / "ä_0.webp"))
+    assert 0 < apart.mean() < 10  # the first is exact, the second was compressed
+    photo.unlink()
+    capsys.readouterr()
+    sample("--from", out / "0001_seed0.jpg", status=2)
+    assert (
+        "me.png, which does not exist any more; put it beside the image" in capsys.readouterr().err
+    )
+    sample("--from", out / "0001_seed0.jpg", "--face", world / "ben.png")
+    photo.with_name("out").joinpath("me.png").write_bytes((world / "ann.png").read_bytes())
+    sample("--from", out / "0001_seed0.jpg", "--no-metadata", "--output-name", "bare")
+    assert np.array_equal(pixels(out / "bare.png"), pixels(out / "0002_seed0.png"))
+    assert not np.array_equal(pixels(out / "bare.png"), pixels(out / "0003_seed0.png"))
+    with Image.open(out / "bare.png") as image:
+        assert not image.info
+    capsys.readouterr()
+    sample("--from", out / "bare.png", status=2)
+    assert "was not painted here, or with --no-metadata" in capsys.readouterr().err
+
+
+def test_a_drawn_seed_is_told(sample, capsys):
+    """On the last line, in the name and in the text; the seed given gives the same."""
+    out = sample("--prompt", "x", "--seed", "random", "--num-images", 2)
+    told = re.fullmatch(r"seed (\d+) to (\d+)", capsys.readouterr().err.splitlines()[-1])
+    first, last = map(int, told.groups())
+    assert last == first + 1
+    assert read_picture(out / f"0002_seed{last}.png").seed == last
+    sample("--prompt", "x", "--seed", first)
+    assert np.array_equal(pixels(out / f"0001_seed{first}.png"),
+                          pixels(out / f"0003_seed{first}.png"))  # fmt: skip
+
+
+def test_bad_photos_of_several_are_left_out_when_asked(sample, world, tmp_path, capsys):
+    """A folder of photos; what is left is what the image tells."""
+    folder = tmp_path / "ann"
+    folder.mkdir()
+    for name in ("ann.png", "wall.png"):
+        (folder / name).write_bytes((world / name).read_bytes())
+    (folder / "._ann.png").write_bytes(b"of a Mac")
+    words = ("--prompt", "x", "--face", folder)
+    sample(*words, status=2)
+    assert "no face was found in" in (error := capsys.readouterr().err)
+    assert error.rstrip().endswith("or leave it out (--skip-bad-photos)")
+    out = sample(*words, "--show-crops", status=1)
+    assert "cannot be used: no face was found in" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["0001_crops.png"]
+    shown = pixels(out / "0001_crops.png")
+    assert shown.shape == (2 * 288, 2 * 256 + 3 * 8, 3)
+    ann = Image.open(world / "ann.png").resize((256, 256))  # it has the base's size: cut already
+    assert np.array_equal(shown[8:264, 272:528], np.asarray(ann))
+    out = sample(*words, "--skip-bad-photos")
+    assert "left out: no face was found in" in capsys.readouterr().err
+    with Image.open(out / "0001_seed0.png") as image:
+        about = json.loads(image.text["fusionjax"])
+    assert about["files"].keys() == {"ann.png"}
+    sample("--prompt", "x", "--face", world / "ann.png")
+    assert np.array_equal(pixels(out / "0001_seed0.png"), pixels(out / "0002_seed0.png"))
+    sample("--prompt", "x", "--face", folder / "wall.png", "--skip-bad-photos", status=2)
+    assert "no photo of person 1 can be used" in capsys.readouterr().err
 
 
 def test_an_identity_file_stands_for_its_photos(sample, world, tmp_path):
@@ -171,7 +248,9 @@ def test_a_face_of_several_by_its_number(sample, world, tmp_path, capsys):
     both.paste(ImageOps.mirror(astronaut), (260, 0))
     both.save(tmp_path / "both.png")
     out = sample("--prompt", "x", "--face", f"{tmp_path}/both.png#1")
-    (person,) = read_picture(out / "0001_seed0.png").people
+    (person,) = read_picture(
+        out / "0001_seed0.png", remembered=Remembered(str(world / "cache"))
+    ).people
     assert person.faces == (f"{tmp_path}/both.png#1",)
     sample("--from", out / "0001_seed0.png")
     assert np.array_equal(pixels(out / "0001_seed0.png"), pixels(out / "0002_seed0.png"))
@@ -340,13 +419,13 @@ def test_the_picture_tells_every_option(sample, world, tmp_path, capsys):
     with Image.open(out / "0001_seed0.png") as image:
         about = json.loads(image.text["fusionjax"])
         assert {"seed", "scheduler", "crop", "num_inference_steps", "dtype"} <= about["job"].keys()
-        about["version"] = 3
+        about["version"] = 4
         later = PngInfo()
         later.add_itxt("fusionjax", json.dumps(about))
         image.save(tmp_path / "later.png", pnginfo=later)
     sample("--from", tmp_path / "later.png", status=2)
     assert (
-        "in version 3 of its text, and only versions up to 2 are known" in capsys.readouterr().err
+        "in version 4 of its text, and only versions up to 3 are known" in capsys.readouterr().err
     )
 
 
@@ -409,6 +488,17 @@ def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
         (["--promt", "x"], "--promt is not known; did you mean --prompt?"),
         (["--zebra"], "--zebra is not known; `python -m sample --help` lists all options"),
         (["beach"], "'beach' belongs to no option; put texts of several words in quotes"),
+        (["--seed", "any"], "--seed: 'any' is no whole number, and not 'random'"),
+        (["--format", "gif"], "format is 'gif'; choose one of png, jpeg, jpg, webp"),
+        (["--format", "png", "--output", "me.jpg"], "--output ends in .jpg, and --format is png"),
+        (["--quality", "80"], "--quality is given, and PNG loses nothing"),
+        (["--output-name", "{sed}"], "the field 'sed', which is not known; did you mean {seed}?"),
+        (["--output-name", "{id}"], "the field {id}, which rows have; it goes with --requests"),
+        (["--device", "cuda"], "device is 'cuda'; choose one of cpu, gpu, tpu"),
+        (["--device", "tpu"], "device is tpu, and JAX finds none here, but cpu"),
+        (["--device", "cpu:8"], "device is cpu:8, and there are 8 here, counted from 0"),
+        (["--face", "http://localhost:9/a.jpg"], "localhost:9/a.jpg cannot be fetched"),
+        (["--show-crops"], "--show-crops needs a photo (--face), and there is none"),
         (["--steps", "many"], "--steps: 'many' is no whole number"),
         (["--guidance-scale", "x"], "--guidance-scale: 'x' is no number"),
         (["--face"], "--face: expected at least one argument"),
@@ -487,6 +577,18 @@ def test_an_adapter_for_another_base_is_refused(sample, world, tmp_path, capsys,
            status=2)  # fmt: skip
     assert "was trained for another base model" in capsys.readouterr().err
     assert not compiled
+
+
+def test_a_safety_checker_is_named_as_not_used(world, tmp_path):
+    """Of a folder as people have it; ours has none, and nothing is said."""
+    shutil.copytree(world / "base", tmp_path / "base")
+    index = tmp_path / "base" / "model_index.json"
+    about = json.loads(index.read_text())
+    for named, said in ((about["safety_checker"], 0), (["stable_diffusion", "Checker"], 1)):
+        index.write_text(json.dumps({**about, "safety_checker": named}))
+        typed, out = parse(["--base", f"{tmp_path}/base", "--prompt", "x"]), io.StringIO()
+        Studio(typed.job(), typed, Bar(out))
+        assert out.getvalue().count("safety checker is not used: no image is checked") == said
 
 
 def test_an_adapter_for_a_base_of_the_same_shape_is_warned_of(world, tmp_path, capsys):
