@@ -178,6 +178,24 @@ def file_and_face(name: str) -> tuple[str, int | None]:
     return match[1], int(match[2])
 
 
+def file_and_word(name: str) -> tuple[str, str | None]:
+    """Takes `file.pt=word`, a textual inversion under a word of one's own, apart.
+
+    Args:
+        name: of a file; a file that is called so is meant as it is.
+
+    Returns:
+        The file, and the word if one is named; it holds no slash.
+    """
+    file, equals, word = name.rpartition("=")
+    try:
+        if not equals or "/" in word or os.sep in word or os.path.isfile(name):
+            return name, None
+    except ValueError:  # a zero byte
+        return name, None
+    return file, word
+
+
 def read_whole(path: str | os.PathLike[str], most: int) -> bytes:
     """Reads a small file.
 

@@ -28,6 +28,7 @@ SCHEDULERS = (
     "pndm", "tcd", "unipc",
 )  # fmt: skip
 CROPS = ("auto", "none")
+LONG_PROMPTS = ("cut", "chunks")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -74,9 +75,7 @@ INSTEAD = {
     "guidance_rescale": "a smaller guidance_scale",
     "ip_adapter_image": "identities, from encode_identity",
     "ip_adapter_image_embeds": "identities, from Identity.load",
-    "negative_prompt_embeds": "negative_prompt",
     "padding_mask_crop": "mask_image on an image that is cut out",
-    "prompt_embeds": "prompt",
     "sigmas": "scheduler, for example 'dpmpp_2m_karras'",
     "timesteps": "num_inference_steps and scheduler",
     # … of from_pretrained:
@@ -199,6 +198,13 @@ class Description:
 
     prompt: str | None = option(None, "what is seen", group=SEEN, metavar="TEXT")
     negative_prompt: str = option("", "what is not", group=SEEN, metavar="TEXT")
+    prompt_weights: bool = option(
+        False, "read (word:1.3), (word) and [word] in prompts as weights", group=SEEN
+    )
+    long_prompts: str = option(
+        "cut", "what is done with more than 75 tokens: cut them, or read them in chunks",
+        group=SEEN, choices=LONG_PROMPTS, metavar="cut|chunks",
+    )  # fmt: skip
     face_steps: tuple[float, ...] = option(
         (0.0, 1.0), "from which to which share of the steps faces act", group=WHO,
         metavar=("FROM", "UNTIL"),

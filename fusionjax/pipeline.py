@@ -13,7 +13,6 @@ Every image draws its noise from its own seed, so it is the same alone, in a bat
 number of devices.
 """
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from fusionjax.backend.devices import (
 from fusionjax.embedded import MINI_FUSION
 from fusionjax.errors import UserError
 from fusionjax.generation import request as requesting
-from fusionjax.generation.encode import encode_photos
+from fusionjax.generation.encode import encode_photos, fresh_identity
 from fusionjax.generation.generate import (
     OUTPUT_TYPES,
     Generated,
@@ -44,6 +43,7 @@ from fusionjax.generation.model import Model
 from fusionjax.generation.passes import generate_passes
 from fusionjax.generation.request import Output, Request
 from fusionjax.generation.runner import Runner
+from fusionjax.generation.vocabulary import load_textual_inversion
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import adapter_fingerprint, check_fits
 from fusionjax.models.adapter import find_models
@@ -52,8 +52,6 @@ from fusionjax.options import FusionOptions, Implementation, Settings, not_one_o
 from fusionjax.photos import PhotoSource, prepare_photo
 from fusionjax.schema import typed, whole
 from fusionjax.unet import FusionUNet
-
-PORTRAIT = "a portrait of a person"
 
 
 class FusionPipeline:
@@ -206,49 +204,21 @@ class FusionPipeline:
         identity = encode_photos(self.runner, images)
         return identity if weights is None else identity.weighted(weights)
 
-    def fresh_identity(
-        self,
-        seed: int,
-        looks: str = PORTRAIT,
-        *,
-        guidance_scale: float = 7.5,
-        progress: Progress | None = None,
-    ) -> Identity:
-        """A person who does not exist: the base model makes a portrait, which is their photo.
-
-        Args:
-            seed: another seed is another person.
-            looks: the prompt of the portrait.
-            guidance_scale: of the portrait.
-            progress: hears of it, see `__call__`.
-
-        Returns:
-            The person, the same for the same arguments.
-
-        Raises:
-            UserError: if the seed or the scale is out of range, or the portrait is not finite.
-        """
-        side = self.photo_side
-        blank = None if self.controlnet is None else np.zeros((side, side, 3), np.float32)
-        portrait = Request(looks, seed=seed, guidance_scale=guidance_scale, control_image=blank)
-        portrait = dataclasses.replace(portrait, controlnet_conditioning_scale=0)
-        image = self.generate(
-            [portrait], Settings(height=side, width=side), progress=progress
-        ).images[0]
-        if image is None:
-            raise UserError(f"the portrait of seed {seed} is not finite; use dtype float32")
-        return self.encode_identity(image, crop="none")
+    fresh_identity = fresh_identity
+    load_textual_inversion = load_textual_inversion
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
-        identities: Identity | Sequence[Identity] = (),
+        prompt: str | Sequence[str] | None = None,
+        identities: Identity | Sequence[Identity] | Sequence[Sequence[Identity]] = (),
         *,
         masks: Any = None,
-        negative_prompt: str | Sequence[str] = "",
-        face_strength: float | Sequence[float] = 1.0,
+        negative_prompt: str | Sequence[str] | None = "",
+        prompt_embeds: np.ndarray | jax.Array | None = None,
+        negative_prompt_embeds: np.ndarray | jax.Array | None = None,
+        face_strength: float | Sequence[float] | Sequence[Sequence[float]] = 1.0,
         num_images_per_prompt: int = 1,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         generator: Any = None,
         latents: np.ndarray | jax.Array | None = None,
         image: PhotoSource | None = None,
@@ -267,14 +237,19 @@ class FusionPipeline:
         Args:
             prompt: what is seen; several prompts give images of the same people.
             identities: the people, or one person, from `encode_identity`, `Identity.load` or
-                `Identity.mix`.
+                `Identity.mix`; or a list of people for each prompt.
             masks: where each person is: an array [i, height, width] in [0, 1]. A place in no
-                mask sees everybody, a place in two sees nobody (the paper's equation 7).
+                mask sees everybody, a place in two sees nobody (the paper's equation 7). With
+                people for each prompt: an array for each, or one for all.
             negative_prompt: what shall not be seen; one, or one for each prompt.
+            prompt_embeds: text states [p, t, d] in place of the prompts, as from
+                `BaseModel.encode_text`; t is 77, or as many for both prompts of an image.
+            negative_prompt_embeds: likewise; one, or one for each prompt.
             face_strength: λ ≥ 0 of the faces, one for all or one for each identity; 0 is exactly
-                the base model.
+                the base model. With people for each prompt also a list for each.
             num_images_per_prompt: images of each prompt.
-            seed: of the first image; the next have the next numbers. In [0, 2³²).
+            seed: of the first image; the next have the next numbers; or a list, one for each
+                image. In [0, 2³²).
             generator: in its place a number, a NumPy, PyTorch or JAX generator or key, or a list
                 of them, one for each image.
             latents: unit-variance starting noise [b, h, w, c] in place of the seeds'.
@@ -308,7 +283,9 @@ class FusionPipeline:
             seed if generator is None else generator,
             latents,
             options,
-            identities=identities if isinstance(identities, list | tuple) else (identities,),
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            identities=identities,
             face_strength=face_strength,
             masks=masks,
             image=image,

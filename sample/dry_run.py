@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +15,17 @@ from fusionjax.backend.targets import Chip, Target, target
 from fusionjax.diffusion.samplers import plan
 from fusionjax.embedded import MINI, base_source
 from fusionjax.errors import UserError
+from fusionjax.files import file_and_word
 from fusionjax.generation.dry_run import abstract_pipeline, picture_programs
+from fusionjax.generation.prompts import Prompts, texts_of
 from fusionjax.generation.starting_image import outpainted_size
+from fusionjax.generation.vocabulary import Vocabulary
+from fusionjax.interop.textual_inversion import read_embedding
+from fusionjax.interop.tokenizer import clip_tokenizer, load_tokenizer
 from fusionjax.models.abstract_base import STAND_IN, is_here
 from fusionjax.models.adapter import adapter_base, load_adapter
+from fusionjax.models.base import BaseModel
+from fusionjax.options import Description
 from sample.job import BATCH_PER_DEVICE, Job, even_batch
 
 _REMEDY = "use a smaller --batch-size, a smaller size, or a 16-bit --dtype"
@@ -78,6 +86,7 @@ def dry_run(
         width=width,
         steps=job.num_inference_steps,
         scheduler=job.scheduler,
+        text_length=text_length(job, pipe.base, base_source(source)),
     )
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pipe.runner.params))
     needs = {}
@@ -104,6 +113,26 @@ def dry_run(
         told = to_expect(needs, chosen.chip, rows=rows, photos=photos, in_16_bits=in_16_bits)
         lines += ["", told]
     return "\n".join(lines)
+
+
+def text_length(job: Job, base: BaseModel, source: str) -> int | None:
+    """How many tokens a job's prompts have with what they are filled up by; None is one chunk.
+
+    Args:
+        job: its prompts count.
+        base: the base without its tokenizer.
+        source: where the tokenizer is, else CLIP's own is read.
+    """
+    if job.long_prompts != "chunks":
+        return None
+    own = Path(source) / "tokenizer"
+    tokenizer = load_tokenizer(own) if own.is_dir() else clip_tokenizer()
+    vocabulary = Vocabulary(dataclasses.replace(base, tokenizer=tokenizer))
+    for name in job.textual_inversion:
+        vocabulary.add(read_embedding(*file_and_word(name)))
+    words = {f.name: getattr(job, f.name) for f in dataclasses.fields(Description)}
+    prompts = Prompts(**{**words, "prompt": job.prompt or ""})
+    return texts_of(prompts, vocabulary).length
 
 
 def to_expect(

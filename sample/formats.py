@@ -129,9 +129,12 @@ def read_requests(path: Path, within: Job) -> Iterator[Row]:
                         raise UserError(f"id {own!r} is used by an earlier row")
                     name = own
                 names.add(name)
-                for key in ("base", "fusion", "vae", "lora", "controlnet", "dtype"):
+                for key in (
+                    "base", "fusion", "vae", "lora", "textual_inversion", "controlnet", "dtype"
+                ):  # fmt: skip
                     if key in values:
-                        raise UserError(f"{key} is the same for all rows; give it as --{key}")
+                        flag = key.replace("_", "-")
+                        raise UserError(f"{key} is the same for all rows; give it as --{flag}")
                 job = Job.from_mapping(values, folder=path.parent, within=within)
                 yield Row(number, name, digest, job)
             except UserError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fusionjax.embedded import ASSETS
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import file_and_face
+from fusionjax.files import file_and_face, file_and_word
 from fusionjax.options import current_name
 from sample.job import Job
 from sample.trust import FILES, MODELS, PERSONS_FILES, is_near
@@ -73,15 +73,16 @@ class Remembered:
 
 
 def checksums(job: Job) -> dict[str, str]:
-    """Checksums of the photos and pictures that a job names, by path."""
+    """Checksums of the photos, pictures and learnt words that a job names, by path."""
     files = [path for person in job.people for path in (*person.faces, person.mask) if path]
     files += [path for path in (job.image, job.mask_image, job.control_image) if path]
+    files += job.textual_inversion
     return {path: checksum(path) for path in files}
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
     """A checksum of a file's bytes, 16 hex digits; of a photo whichever face is chosen."""
-    with open(file_and_face(os.fspath(path))[0], "rb") as file:
+    with open(_file_of(os.fspath(path)), "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
@@ -186,11 +187,13 @@ def _place(
 
 
 def _file_of(path: str) -> str:
-    return file_and_face(path)[0]
+    """The file that is meant by `photo.jpg#2` or `learnt.safetensors=word`."""
+    file = file_and_face(path)[0]
+    return file if os.path.isfile(file) else file_and_word(file)[0]
 
 
 def _face_of(path: str) -> str:
-    """The `#2` of a photo of several people."""
+    """The `#2` of a photo of several people, the `=word` of learnt ones."""
     return path[len(_file_of(path)) :]
 
 

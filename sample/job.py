@@ -14,7 +14,7 @@ from typing import Any, get_origin
 
 from fusionjax.data.picture import ENDINGS
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import file_and_face
+from fusionjax.files import file_and_face, file_and_word
 from fusionjax.options import (
     CROPS,
     DTYPES,
@@ -136,6 +136,10 @@ class Job(Settings, Description):
         (), "LoRA files to merge: FILE or FILE:STRENGTH", group=MODELS, path="source",
         metavar="FILE",
     )  # fmt: skip
+    textual_inversion: tuple[str, ...] = option(
+        (), "textual inversions, learnt words for prompts: FILE or FILE=WORD", group=MODELS,
+        path="file", metavar="FILE",
+    )  # fmt: skip
     dtype: str | None = option(
         None, f"type of weights and computation, one of {', '.join(DTYPES)} (default: a 16-bit "
         "type on accelerators, float32 on a CPU)", group=MODELS, choices=DTYPES, metavar="NAME",
@@ -249,7 +253,8 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
         if name == "faces":
             read[name] = tuple(f for path in read[name] for f in _existing_photos(path, folder))
         elif kind == "file":
-            read[name] = _each(read[name], lambda path: _existing(path, folder))
+            find = _existing_inversion if name == "textual_inversion" else _existing
+            read[name] = _each(read[name], lambda path, find=find: find(path, folder))
         elif kind == "source":  # may also be the name of something on a hub
             read[name] = _each(read[name], lambda path: _if_existing(path, folder))
     return read
@@ -303,6 +308,14 @@ def _existing_photo(path: str, folder: Path | None) -> str:
     file, number = file_and_face(path)
     found = _existing(file, folder)
     return found if number is None else f"{found}#{number}"
+
+
+def _existing_inversion(path: str, folder: Path | None) -> str:
+    if _located(path, folder).is_file():
+        return _existing(path, folder)
+    file, word = file_and_word(path)
+    found = _existing(file, folder)
+    return found if word is None else f"{found}={word}"
 
 
 def _located(path: str, folder: Path | None) -> Path:

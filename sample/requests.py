@@ -100,7 +100,9 @@ def run_requests(options: Options, within: Job, devices: Any = None) -> int:
             fail(row, str(error))
             continue
         log.expect(row, len(requests))
-        group = waiting.setdefault((settings, batch_key(requests[0], settings)), [])
+        group = waiting.setdefault(
+            (settings, batch_key(requests[0], settings, studio.pipe.model)), []
+        )
         for index, request in enumerate(requests):
             own = dataclasses.replace(job, seed=request.seed, num_images_per_prompt=1)
             group.append(_Waiting(row, index, request, own))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionjax.embedded import MINI_FACE, MINI_GUIDANCE, MINI_PROMPT, is_mini
 from fusionjax.errors import UserError
+from fusionjax.files import file_and_word
 from fusionjax.options import Description, Settings
 from fusionjax.schema import read_json
 from sample.job import Job, Person
@@ -82,6 +83,9 @@ class Studio:
             controlnet=job.controlnet,
             devices=devices,
         )
+        for name in job.textual_inversion:
+            file, word = file_and_word(name)
+            self.pipe.load_textual_inversion(file, token=word)
         bar.say(f"loaded {self.pipe.base.source} in {watch}")
         if _has_safety_checker(self.pipe.base.source):
             bar.say("the base's safety checker is not used: no image is checked")

@@ -263,6 +263,26 @@ def decoder_ends_in_float32(module: Any, args: tuple[Any, ...], own: Callable[[]
     return in_float32.apply({"params": params}, args[0].astype(jnp.float32))
 
 
+def with_vectors(vectors: Array, own_words: int) -> Any:
+    """A Flax interceptor under which a text encoder knows more words than its own.
+
+    Args:
+        vectors: embeddings of the ids from `own_words` on, [v, d].
+        own_words: how many it has.
+    """
+
+    @_interceptor
+    def embed(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
+        if not isinstance(module, nn.Embed) or module.name != "token_embedding":
+            return own()
+        # Their ids lie beyond the module's table, where what it finds is not looked at.
+        ids, found = args[0], own()
+        added = vectors.astype(found.dtype)[jnp.clip(ids - own_words, 0, len(vectors) - 1)]
+        return jnp.where((ids >= own_words)[..., None], added, found)
+
+    return embed
+
+
 @_interceptor
 def controlnet_like_torch(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
     """A Flax interceptor under which a ControlNet computes PyTorch's, with our attention."""

@@ -47,6 +47,7 @@ def picture_programs(
     width: int,
     steps: int = 30,
     scheduler: str = "dpmpp_2m",
+    text_length: int | None = None,
 ) -> dict[str, Any]:
     """The programs of a guided picture of one person, traced from shapes.
 
@@ -58,6 +59,7 @@ def picture_programs(
         width: in pixels.
         steps: noise levels to visit.
         scheduler: the sampler.
+        text_length: tokens of each prompt; None is one chunk of the text encoder.
 
     Returns:
         `encode a photo`, `text and faces`, `a step`, `decode`; each as `jax.jit(…).trace` returns
@@ -73,12 +75,12 @@ def picture_programs(
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    def ids(count: int) -> jax.ShapeDtypeStruct:
-        return array(count, tokens, dtype=jnp.int32)
+    def ids(count: int, length: int = tokens) -> jax.ShapeDtypeStruct:
+        return array(count, length, dtype=jnp.int32)
 
     scene = Scene(
-        ids=ids(images),
-        negative_ids=ids(images),
+        ids=ids(images, text_length or tokens),
+        negative_ids=ids(images, text_length or tokens),
         empty_ids=ids(1),
         seeds=array(images, dtype=jnp.uint32),
         guidance=array(images, 2),

@@ -15,6 +15,8 @@ from fusionjax.backend.compilation import full_memory_told
 from fusionjax.diffusion import samplers
 from fusionjax.errors import NotFiniteWarning
 from fusionjax.generation import programs
+from fusionjax.generation.model import Model
+from fusionjax.generation.prompts import text_kind
 from fusionjax.generation.request import FaceDetail, Output, Request
 from fusionjax.generation.runner import Runner
 from fusionjax.generation.scene import make_scene
@@ -57,7 +59,7 @@ def generate_each(
     progress: Progress | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> Iterator[Generated]:
-    """Generates batch by batch.
+    """Generates batch by batch; texts of several lengths are several batches.
 
     Args:
         runner: of the model.
@@ -74,26 +76,46 @@ def generate_each(
     Raises:
         UserError: if the memory does not hold a batch.
     """
-    batches = -(-len(requests) // batch_size)
+    batches = _batches(requests, batch_size, runner.model)
+    waiting: dict[int, Generated] = {}
+    following = 0
     height, width = settings.size
     too_much = (
         f"the memory does not hold {batch_size} image{'s' * (batch_size > 1)} of {width}×{height} "
         "at once; use a smaller batch size (--batch-size), a smaller size, or a 16-bit type "
         "(--dtype)"
     )
-    for number in range(batches):
-        chunk = requests[number * batch_size : (number + 1) * batch_size]
+    for number, (chosen, size) in enumerate(batches):
         with full_memory_told(too_much):
             done = _generate_batch(
                 runner,
-                _filled(chunk, batch_size),
+                _filled([requests[i] for i in chosen], size),
                 settings,
-                wanted=len(chunk),
+                wanted=len(chosen),
                 attention_share=attention_share,
-                progress=_of_many(progress, number, batches),
+                progress=_of_many(progress, number, len(batches)),
                 on_step_end=on_step_end,
             )
-        yield from done
+        waiting.update(zip(chosen, done, strict=True))
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _batches(
+    requests: Sequence[Request], batch_size: int, model: Model
+) -> list[tuple[list[int], int]]:
+    """The requests of each batch, and how many it is filled up to."""
+    groups: dict[Any, list[int]] = {}
+    for i, request in enumerate(requests):
+        groups.setdefault(text_kind(request, model), []).append(i)
+    batches = []
+    for group in groups.values():
+        size = batch_size
+        if len(groups) > 1:  # each is compiled for itself: no more than it needs
+            size = min(batch_size, 1 << (len(group) - 1).bit_length())
+        batches += [(group[at : at + size], size) for at in range(0, len(group), size)]
+    return batches
 
 
 def to_output(done: Sequence[Generated], requests: Sequence[Request], output_type: str) -> Output:

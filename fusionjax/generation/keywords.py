@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusionjax.errors import UserError, told
+from fusionjax.generation.each_prompt import numbers, people_of_each, read_texts
 from fusionjax.generation.generate import OnStepEnd
 from fusionjax.generation.model import Model
 from fusionjax.generation.request import Request, check_settings, fit_image
@@ -19,7 +20,6 @@ from fusionjax.options import (
     MOST_IMAGES,
     Description,
     Settings,
-    check_texts,
     current_name,
     unknown_name,
 )
@@ -36,18 +36,21 @@ _FIELDS = {
 
 def read_call(
     model: Model,
-    prompt: str | Sequence[str],
-    negative_prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
     num_images_per_prompt: int,
     generator: Any,
     latents: Any,
     options: Mapping[str, Any],
     *,
+    prompt_embeds: Any,
+    negative_prompt_embeds: Any,
+    identities: Any,
+    face_strength: Any,
     masks: Any,
     image: PhotoSource | None,
     mask_image: PhotoSource | None,
     control_image: PhotoSource | None,
-    **people: Any,
 ) -> tuple[list[Request], Settings]:
     """What a call of the pipeline asks for, see `FusionPipeline.__call__`.
 
@@ -57,24 +60,18 @@ def read_call(
     Raises:
         UserError: if an argument is wrong.
     """
-    prompts, negatives = _texts(prompt, "prompt"), _texts(negative_prompt, "negative_prompt")
-    if not prompts:
-        raise UserError("no prompt is given")
+    texts = read_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+    people = people_of_each(identities, face_strength, masks, len(texts))
     name = "num_images_per_prompt"
     num_images_per_prompt = typed(num_images_per_prompt, whole(1, MOST_IMAGES), name)
-    if len(negatives) not in (1, len(prompts)):
-        raise UserError(
-            f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one for all, "
-            "or one for each"
-        )
-    count = len(prompts) * num_images_per_prompt
+    count = len(texts) * num_images_per_prompt
     options = {**options, **outpainted_size(image, options)}
     settings, description = read_keywords(options, model.photo_side)
     check_settings(settings, model)
     height, width = settings.size
     size = (width, height)
     if latents is not None:
-        latents = _numbers(latents, "latents")
+        latents = numbers(latents, "latents")
         expected = (count, *model.grid(height, width), model.base.unet.in_channels)
         if latents.shape != expected:
             raise UserError(f"latents have shape {latents.shape}; they must be {expected}")
@@ -89,37 +86,19 @@ def read_call(
             description.get("outpaint") or (),
             description.get("mask_blur") or 0,
         ),
-        **people,
-        masks=None if masks is None else _numbers(masks, "masks"),
         control_image=None if control_image is None else fit_image(control_image, size),
     )
     requests = [
         dataclasses.replace(
             first,
-            prompt=prompts[i // num_images_per_prompt],
-            negative_prompt=negatives[i // num_images_per_prompt % len(negatives)],
+            **texts[i // num_images_per_prompt],
+            **people[i // num_images_per_prompt],
             seed=seed,
             latents=None if latents is None else latents[i],
         )
         for i, seed in enumerate(seeds_of(generator, count))
     ]
     return requests, settings
-
-
-def _texts(value: Any, name: str) -> list[str]:
-    """One text or several as a list."""
-    texts = list(value) if isinstance(value, list | tuple) else [typed(value, str, name)]
-    texts = typed(texts, list[str], name)
-    check_texts(name, tuple(texts))
-    return texts
-
-
-def _numbers(value: Any, name: str) -> np.ndarray:
-    """An array of numbers."""
-    try:
-        return np.asarray(value, np.float32)
-    except (ValueError, TypeError, OverflowError):
-        raise UserError(f"{name} is {told(value)}; it must hold numbers") from None
 
 
 def read_keywords(options: Mapping[str, Any], side: int) -> tuple[Settings, dict[str, Any]]:
@@ -171,8 +150,8 @@ def seeds_of(generator: Any, count: int) -> list[int]:
     if isinstance(generator, list | tuple):
         if len(generator) != count:
             raise UserError(
-                f"generator is a list of {len(generator)} for {count} images; give one for each, "
-                "or a single one"
+                f"seed or generator is a list of {len(generator)} for {count} images; give one for "
+                "each, or a single one"
             )
         return [_seed(each) for each in generator]
     first = _seed(generator)

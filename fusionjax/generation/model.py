@@ -1,8 +1,10 @@
 """What images are generated with: a base, its UNet that sees faces, perhaps a ControlNet."""
 
 import dataclasses
+import functools
 from typing import Any
 
+from fusionjax.generation.vocabulary import Vocabulary
 from fusionjax.models.base import BaseModel
 from fusionjax.unet import FusionUNet
 
@@ -20,6 +22,11 @@ class Model:
     base: BaseModel
     fusion: FusionUNet
     controlnet: Any = None
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words that prompts may hold; `Vocabulary.add` adds some."""
+        return Vocabulary(self.base)
 
     @property
     def photo_side(self) -> int:

@@ -21,6 +21,7 @@ from fusionjax.diffusion.samplers import Carry, Rows, sample
 from fusionjax.faces import Faces, ReferenceStates, TextTokens
 from fusionjax.generation.model import Model
 from fusionjax.generation.scene import Leaf, Scene
+from fusionjax.generation.text_states import text_states
 
 Params = Any  # {"base": …, "fusion": …, "controlnet": …}
 
@@ -93,8 +94,7 @@ def condition(
         clip_skip: how many of the text encoder's last layers are left out.
     """
     base, b = model.base, scene.ids.shape[0]
-    ids = jnp.concatenate([scene.negative_ids, scene.ids])
-    text: Any = base.encode_text(params["base"], ids, clip_skip=clip_skip)
+    text = text_states(base, params["base"], scene, clip_skip=clip_skip)
     tokens = model.fusion.text_tokens(params["base"]["unet"], text)
     noise = jax.vmap(lambda seed: _normal(seed, 0, (*grid, base.unet.in_channels)))(scene.seeds)
     if scene.latents is not None and scene.is_given is not None:

@@ -13,11 +13,11 @@ from fusionjax import masks as masking
 from fusionjax.diffusion import samplers
 from fusionjax.errors import UserError, told
 from fusionjax.generation.model import Model
+from fusionjax.generation.prompts import Prompts, texts_of
 from fusionjax.identity import Identity
 from fusionjax.options import (
     HOW,
     LARGEST_GUIDANCE,
-    Description,
     Settings,
     check_guidance,
     check_multiple,
@@ -27,7 +27,7 @@ from fusionjax.photos import PhotoSource, read_photo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Request(Description):
+class Request(Prompts):
     """What one image shall show. All of it is data: no value compiles anything.
 
     Attributes:
@@ -41,7 +41,6 @@ class Request(Description):
         control_image: the ControlNet's input, [H, W, 3] in [0, 1].
     """
 
-    prompt: str = ""
     guidance_scale: float = option(7.5, "", group=HOW, limits=(1, LARGEST_GUIDANCE))
     identities: Sequence[Identity] = ()
     face_strength: Sequence[float] | float = 1.0
@@ -127,7 +126,8 @@ def check_request(request: Request, settings: Settings, model: Model, *, adapter
         UserError: if something is wrong.
 
     Warns:
-        UserWarning: if a prompt is too long, or a person cannot be seen.
+        UserWarning: if a prompt is cut or has weights that are not read, or a person cannot be
+            seen.
     """
     check_settings(settings, model)
     if (larger := settings.second_pass) is not None:
@@ -136,8 +136,7 @@ def check_request(request: Request, settings: Settings, model: Model, *, adapter
     if settings.face_detail:
         _check_strength(settings.face_pass(model.photo_side), model)
     check_guidance(request, settings)
-    _check_prompt(request.prompt, "the prompt", model)
-    _check_prompt(request.negative_prompt, "the negative prompt", model)
+    texts_of(request, model.vocabulary, heard=True)
     _check_people(request, settings, model, adapter=adapter)
     if any(request.outpaint):
         raise UserError("outpaint is for images that are read by the pipeline; enlarge the array")
@@ -175,7 +174,9 @@ def check_attention_share(requests: Sequence[Request], model: Model) -> None:
 
 def check_alike(requests: Sequence[Request]) -> None:
     """Raises UserError unless all requests have masks, images and so on, or none has."""
-    for name in ("masks", "image", "control_image"):
+    for name in (
+        "masks", "image", "control_image", "prompt_embeds", "negative_prompt_embeds",
+    ):  # fmt: skip
         if len({getattr(request, name) is not None for request in requests}) > 1:
             raise UserError(f"some images have {name} and some do not; generate them separately")
 
@@ -249,17 +250,6 @@ def _check_states(person: Identity, model: Model, name: str) -> None:
                 f"{name} has states of shape {shape} for {layer}, where {len(person)} photos have "
                 f"({len(person)}, tokens, {about.features}); encode the photos again"
             )
-
-
-def _check_prompt(prompt: str, name: str, model: Model) -> None:
-    """Warns of a prompt that the text encoder cannot take in whole."""
-    longest = model.base.text_encoder.config.max_position_embeddings
-    ids = model.base.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
-    if len(ids) > longest:
-        cut = model.base.tokenizer.decode(ids[longest - 1 : -1]).strip()
-        warnings.warn(
-            f"{name} is longer than {longest - 2} tokens; left out: “{cut}”", stacklevel=5
-        )
 
 
 def fit_image(source: PhotoSource, size: tuple[int, int], *, behind: str = "white") -> np.ndarray:

@@ -5,8 +5,9 @@ all images share. So one rule says how a batch lies on several devices: the firs
 unless its length is 1.
 
 Legend: b images, m people sets (b, or 1 where all images show the same), g branches of the
-guidance, s steps, r references (photos), i identities, k tokens of a photo, D features of a
-layer, t text tokens, h w latent grid, c latent channels, H W pixels.
+guidance, s steps, r references (photos), i identities, k tokens of a photo, D features of a layer,
+t text tokens (77 for each chunk of a text), v words added to the text encoder's, h w latent grid, c
+latent channels, H W pixels.
 """
 
 from collections.abc import Hashable, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int, UInt32
 from fusionjax.diffusion.guidance import branch_weights
 from fusionjax.diffusion.samplers import Plan
 from fusionjax.generation.model import Model
+from fusionjax.generation.prompts import text_arrays, text_kind
 from fusionjax.generation.request import Request, Settings
 from fusionjax.masks import log_strength
 
@@ -61,6 +63,11 @@ class Scene(NamedTuple):
         keep: with them: 1 where the image stays, [b, h, w, 1].
         control_image: the ControlNet's input, [b, H, W, 3] in [0, 1], or None.
         control_scale: a factor on its answer, [b], or None.
+        weights: of the prompts' tokens, [b, t], and
+        negative_weights: of the negative prompts'; or None both: 1 everywhere.
+        vectors: embeddings of the tokens that follow the text encoder's own, [1, v, d], or None.
+        embeds: text states in place of the prompts', [b, t, d], or None, and
+        negative_embeds: of the negative prompts'.
     """
 
     ids: Int[Leaf, "b t"]
@@ -76,6 +83,11 @@ class Scene(NamedTuple):
     keep: Float[Leaf, "b h w 1"] | None = None
     control_image: Float[Leaf, "b H W 3"] | None = None
     control_scale: Float[Leaf, " b"] | None = None
+    weights: Float[Leaf, "b t"] | None = None
+    negative_weights: Float[Leaf, "b t"] | None = None
+    vectors: Float[Leaf, "1 v d"] | None = None
+    embeds: Float[Leaf, "b t d"] | None = None
+    negative_embeds: Float[Leaf, "b t d"] | None = None
 
 
 def make_scene(requests: Sequence[Request], settings: Settings, plan: Plan, model: Model) -> Scene:
@@ -102,8 +114,7 @@ def make_scene(requests: Sequence[Request], settings: Settings, plan: Plan, mode
             ]
         )
     scene = Scene(
-        ids=base.tokenize([request.prompt for request in requests]),
-        negative_ids=base.tokenize([request.negative_prompt for request in requests]),
+        **text_arrays(requests, model),
         empty_ids=base.tokenize([""]),
         seeds=np.array([request.seed for request in requests], np.uint32),
         guidance=branch_weights(text, faces),
@@ -133,11 +144,12 @@ def make_scene(requests: Sequence[Request], settings: Settings, plan: Plan, mode
     return scene
 
 
-def batch_key(request: Request, settings: Settings) -> Hashable:
+def batch_key(request: Request, settings: Settings, model: Model) -> Hashable:
     """Requests of one key may share a batch, and what is compiled for it."""
     references = sum(len(person) for person in request.identities)
     return (
         settings,
+        text_kind(request, model),
         padded_references(references),
         request.masks is not None and padded_references(len(request.masks)),
         request.image is not None,
