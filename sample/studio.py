@@ -68,12 +68,14 @@ class Studio:
 
     def __init__(self, job: Job, options: Options, bar: Bar, devices: Any = None) -> None:
         from fusionjax.backend.compilation import use_compilation_cache
+        from fusionjax.interop.textual_inversion import read_embedding
         from fusionjax.pipeline import FusionPipeline
 
         if options.cache != "":
             use_compilation_cache(options.cache)
         _show_warnings_as_lines()
         watch = Stopwatch()
+        words = [read_embedding(*file_and_word(name)) for name in job.textual_inversion]
         self.pipe: FusionPipeline = FusionPipeline.from_pretrained(
             job.base,
             job.fusion,
@@ -83,9 +85,8 @@ class Studio:
             controlnet=job.controlnet,
             devices=devices,
         )
-        for name in job.textual_inversion:
-            file, word = file_and_word(name)
-            self.pipe.load_textual_inversion(file, token=word)
+        for word in words:
+            self.pipe.model.vocabulary.add(word)
         bar.say(f"loaded {self.pipe.base.source} in {watch}")
         if _has_safety_checker(self.pipe.base.source):
             bar.say("the base's safety checker is not used: no image is checked")

@@ -28,7 +28,10 @@ def calls(pipe):
         {"seed": "x"}, {"seed": -1}, {"seed": 1.5}, {"generator": "x"}, {"generator": [1, 2, 3]},
         {"guidance_scale": NAN}, {"guidance_scale": "3"}, {"guidance_scale": 10**400},
         {"scheduler": 3}, {"scheduler": "x"}, {"strength": 0.5, "image": 3},
-        {"negative_prompt": None}, {"negative_prompt": 3}, {"negative_prompt": ["a", "b", "c"]},
+        {"negative_prompt": 3}, {"prompt_embeds": "x"}, {"prompt_embeds": np.zeros((77, 32))},
+        {"negative_prompt_embeds": np.zeros((1, 77, 8))}, {"seed": [1, 2]}, {"seed": [-1]},
+        {"prompt_weights": "yes"}, {"long_prompts": "all"}, {"face_strength": [[1.0], 2]},
+        {"masks": np.zeros((2, 1, 64, 64))}, {"negative_prompt": ["a", "b", "c"]},
         {"num_images_per_prompt": 0}, {"num_images_per_prompt": 1.5}, {"clip_skip": "1"},
         {"latents": "x"}, {"latents": np.zeros((1, 2, 3))}, {"latents": np.full((1, 8, 8, 4), NAN)},
         {"masks": "x"}, {"masks": np.zeros((3, 3))}, {"image": b"x"}, {"mask_image": photo},
@@ -54,6 +57,8 @@ def calls(pipe):
     found["mix"] = lambda: Identity.mix([identity], [NAN])
     found["mix of nothing"] = lambda: Identity.mix([], [])
     found["weighted"] = lambda: identity.weighted("x")
+    for words in (None, 3, {"<a>": "x"}, {"a b": [0.0] * 32}, {3: [0.0] * 32}, "nowhere.pt"):
+        found[f"inversion {words!r:.20}"] = lambda w=words: pipe.load_textual_inversion(w)
     found["load"] = lambda: Identity.load(3)
     found["from_pretrained"] = lambda: FusionPipeline.from_pretrained(3)
     found["from_pretrained fusion"] = lambda: FusionPipeline.from_pretrained(fusion=3)
@@ -75,6 +80,7 @@ def good_calls(pipe):
         "NumPy's numbers": lambda: pipe("x", height=np.int64(64), seed=np.int32(3), **short),
         "no width": lambda: pipe("x", width=None, **short),
         "a JAX number": lambda: pipe("x", seed=jnp.asarray(3)[()], **short),
+        "no negative prompt": lambda: pipe("x", negative_prompt=None, **short),
         "one identity": lambda: pipe("x", identity, **short),
     }
 
