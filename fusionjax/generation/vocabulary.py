@@ -60,9 +60,15 @@ class Vocabulary:
             )
         tokenizer = copy.deepcopy(self._tokenizer)
         tokenizer.add_tokens(token)
+        own = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(own) != 1 or own[0] in self._added or own[0] < len(self._tokenizer):
+            raise UserError(
+                f"the tokenizer does not keep {told(token)} together; give it another name, such "
+                "as <cat-toy> (FILE=token, or token=)"
+            )
         first = self.own_words + len(self.vectors)
         ids = list(range(first, first + len(vectors)))
-        self._added = {**self._added, tokenizer.convert_tokens_to_ids(token): ids}
+        self._added = {**self._added, own[0]: ids}
         self.vectors = np.concatenate([self.vectors, vectors])
         self._tokenizer = tokenizer
 
