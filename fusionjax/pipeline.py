@@ -39,6 +39,7 @@ from fusionjax.generation.generate import (
     to_output,
 )
 from fusionjax.generation.keywords import CallbackOnStepEnd, read_call, show_options, step_end_of
+from fusionjax.generation.loras import LoraMethods
 from fusionjax.generation.model import Model
 from fusionjax.generation.passes import generate_passes
 from fusionjax.generation.request import Output, Request
@@ -54,7 +55,7 @@ from fusionjax.schema import typed, whole
 from fusionjax.unet import FusionUNet
 
 
-class FusionPipeline:
+class FusionPipeline(LoraMethods):
     """A base model, an adapter, and the compiled programs that generate with them.
 
     Attributes:
@@ -129,7 +130,7 @@ class FusionPipeline:
             controlnet: a ControlNet's diffusers folder, file or hub id.
             devices: as for the constructor.
             attention: likewise.
-            **base_options: for `BaseModel.from_pretrained` (`vae`, `lora`, `tokenizer`).
+            **base_options: for `BaseModel.from_pretrained` (`vae`, `lora`, …).
 
         Returns:
             The pipeline.
@@ -138,7 +139,7 @@ class FusionPipeline:
             UserError: if something is missing or does not fit, or the devices cannot do it.
         """
         for name in base_options:
-            if name not in (known := ("vae", "lora", "tokenizer")):
+            if name not in (known := ("vae", "lora", "tokenizer", "prediction_type")):
                 raise UserError(unknown_name(name, known))
         dtype = default_dtype(devices) if dtype is None else dtype
         check_dtype(dtype, devices)

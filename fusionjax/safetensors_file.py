@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import ml_dtypes
 import numpy as np
 
+from fusionjax import schema
 from fusionjax.errors import UserError, told
 from fusionjax.files import open_regular
 
@@ -53,8 +54,14 @@ _Self = TypeVar("_Self")  # beartype refuses typing.Self here
 class TensorFile(Mapping[str, tuple[int, ...]]):
     """An open file of tensors: a mapping from their names to their shapes."""
 
+    path: Path
     _file: BinaryIO
     _entries: Mapping[str, Any]  # each has a `shape`
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold it: this one."""
+        return (self.path,)
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
@@ -214,6 +221,27 @@ def _entry(description: Any) -> _Entry | None:
     if len(shape) > 32 or math.prod(max(axis, 1) for axis in shape) * dtype.itemsize > _LARGEST:
         return None
     return _Entry(dtype, tuple(shape), *offsets)
+
+
+def shards_of(path: Path) -> dict[str, str]:
+    """The names of a sharded checkpoint's tensors, and the file of each.
+
+    Args:
+        path: the index.
+
+    Raises:
+        UserError: if it is no index, or names a file outside its folder.
+    """
+    index: dict[str, Any] = schema.read_json(path)
+    where: dict[str, str] = schema.typed(
+        index.get("weight_map"), dict[str, str], f"{path}: weight_map"
+    )
+    for name in where.values():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(
+                f"{path} names the file {told(name)}; it must be a .safetensors beside it"
+            )
+    return where
 
 
 def sealed(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,11 @@ _LONGEST_NAME = 200
 _MOST_BYTES = 1_000_000  # of a scene, and of a row
 _PERSON = tuple(field.name for field in dataclasses.fields(Person))
 
+# What requests share: the models.
+_SAME_FOR_ALL = (
+    "base", "fusion", "vae", "lora", "textual_inversion", "prediction_type", "controlnet", "dtype"
+)  # fmt: skip
+
 
 def read_scene(path: Path) -> Job:
     """Reads a scene: a job in YAML. Paths in it are relative to the file.
@@ -129,9 +134,7 @@ def read_requests(path: Path, within: Job) -> Iterator[Row]:
                         raise UserError(f"id {own!r} is used by an earlier row")
                     name = own
                 names.add(name)
-                for key in (
-                    "base", "fusion", "vae", "lora", "textual_inversion", "controlnet", "dtype"
-                ):  # fmt: skip
+                for key in _SAME_FOR_ALL:
                     if key in values:
                         flag = key.replace("_", "-")
                         raise UserError(f"{key} is the same for all rows; give it as --{flag}")

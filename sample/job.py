@@ -15,6 +15,7 @@ from typing import Any, get_origin
 from fusionjax.data.picture import ENDINGS
 from fusionjax.errors import UserError, shortened, told
 from fusionjax.files import file_and_face, file_and_word
+from fusionjax.interop.lora_source import located
 from fusionjax.options import (
     CROPS,
     DTYPES,
@@ -133,8 +134,12 @@ class Job(Settings, Description):
         None, "another VAE for the base", group=MODELS, path="source", metavar="SOURCE"
     )
     lora: tuple[str, ...] = option(
-        (), "LoRA files to merge: FILE or FILE:STRENGTH", group=MODELS, path="source",
-        metavar="FILE",
+        (), "LoRAs to merge: a file, a folder or a hub id, with a strength as in FILE:0.8",
+        group=MODELS, path="source", metavar="LORA",
+    )  # fmt: skip
+    prediction_type: str | None = option(
+        None, "what the base predicts, if it does not tell it rightly: epsilon or v_prediction",
+        group=MODELS, choices=("epsilon", "v_prediction"), metavar="NAME",
     )  # fmt: skip
     textual_inversion: tuple[str, ...] = option(
         (), "textual inversions, learnt words for prompts: FILE or FILE=WORD", group=MODELS,
@@ -256,7 +261,8 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
             find = _existing_inversion if name == "textual_inversion" else _existing
             read[name] = _each(read[name], lambda path, find=find: find(path, folder))
         elif kind == "source":  # may also be the name of something on a hub
-            read[name] = _each(read[name], lambda path: _if_existing(path, folder))
+            find = _lora_if_existing if name == "lora" else _if_existing
+            read[name] = _each(read[name], lambda path, find=find: find(path, folder))
     return read
 
 
@@ -331,11 +337,12 @@ def _located(path: str, folder: Path | None) -> Path:
 
 
 def _if_existing(source: str, folder: Path | None) -> str:
-    name, _, strength = source.partition(":")
-    found = _located(name, folder)
-    if not found.exists():
-        return source
-    return str(found.absolute()) + (f":{strength}" if strength else "")
+    found = _located(source, folder)
+    return str(found.absolute()) if found.exists() else source
+
+
+def _lora_if_existing(source: str, folder: Path | None) -> str:
+    return located(source, folder or Path())
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

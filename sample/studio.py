@@ -82,6 +82,7 @@ class Studio:
             dtype=job.dtype,
             vae=job.vae,
             lora=job.lora,
+            prediction_type=job.prediction_type,
             controlnet=job.controlnet,
             devices=devices,
         )
@@ -218,17 +219,18 @@ class Studio:
         """An identity file, or a photo as it is cut out."""
         if (face, crop) in self._photos:
             return self._photos[face, crop]
+        from fusionjax.generation.request import check_person
         from fusionjax.identity import Identity
         from fusionjax.photos import prepare_photo
 
         if not face.endswith(".safetensors"):
             return prepare_photo(face, self.pipe.photo_side, crop)
         identity = Identity.load(face)
-        fusion = self.pipe.fusion
-        identity.check_fits(self.pipe.base.fingerprint, fusion.options.reference, face)
+        check_person(identity, self.pipe.model, face)
         return identity
 
     def _identity(self, person: Person, crop: str, photos: dict[str, Any]) -> "Identity":
+        from fusionjax.generation.encode import renewed
         from fusionjax.identity import Identity
 
         if person.fresh is not None:
@@ -236,7 +238,9 @@ class Studio:
 
         def part(face: str) -> Identity:
             opened = photos[face] if face in photos else self._opened(face, crop)
-            return opened if isinstance(opened, Identity) else self.pipe.encode_identity(opened)
+            if isinstance(opened, Identity):
+                return renewed(self.pipe.runner, opened)
+            return self.pipe.encode_identity(opened)
 
         parts = [self._kept((face, crop), functools.partial(part, face)) for face in person.faces]
         if len(parts) == 1 and not person.weights:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fusionjax.embedded import ASSETS, is_mini
 from fusionjax.errors import UserError, told
+from fusionjax.interop.lora_source import is_here
 from fusionjax.models.adapter import adapter_base
 from sample.job import Job, Person
 
@@ -40,7 +41,8 @@ def check_models(where: Path, job: Job, given: Mapping[str, Any]) -> None:
     for name in MODELS:
         value = () if name in given else getattr(job, name) or ()
         for source in (value,) if isinstance(value, str) else value:
-            if not is_mini(source) and not Path(source.partition(":")[0]).exists():
+            found = is_here(source) if name == "lora" else Path(source).exists()
+            if not found and not is_mini(source):
                 raise UserError(
                     f"{where} names the {name} {told(source)}, which is not here and would be "
                     f"downloaded; name it yourself (--{name}), or add --trust"

@@ -47,7 +47,7 @@ def pytest_make_collect_report(collector):
     """
     report = yield
     error = report.call.excinfo and report.call.excinfo.value.__cause__
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "peft"):
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "peft", "lycoris"):
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 0, f"Skipped: no module named {error.name!r}")
     return report

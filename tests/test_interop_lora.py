@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fusionjax.errors import UserError
 from fusionjax.interop import lora as loras
-from fusionjax.interop import names, original
+from fusionjax.interop import lora_source, names, original
 from fusionjax.models.base import BaseModel
 from tests import torch_reference as reference
 
@@ -162,8 +162,9 @@ def test_other_names_of_the_same_lora(shapes, kohya_lora, tmp_path):
             for name, update in updates.items():
                 other = found[part][name]
                 assert other.factor == update.factor == 3.0 / RANK
-                assert (other.up == update.up).all()
-                assert (other.down == update.down).all()
+                assert other.tensors.keys() == update.tensors.keys() == {"up", "down"}
+                for role, tensor in update.tensors.items():
+                    assert (other.tensors[role] == tensor).all()
 
 
 def test_several_loras_add_up(folder, shapes, kohya_lora, diffusers_lora):
@@ -181,14 +182,18 @@ def test_several_loras_add_up(folder, shapes, kohya_lora, diffusers_lora):
 
 
 def test_scale_is_parsed(tmp_path):
-    assert loras.parse("a.safetensors") == (loras.Path("a.safetensors"), 1.0)
-    assert loras.parse("a.safetensors:0.25") == (loras.Path("a.safetensors"), 0.25)
+    parse = lora_source.parse
+    assert parse("a.safetensors") == ("a.safetensors", 1.0)
+    assert parse("a.safetensors:0.25") == parse("a.safetensors=0.25") == ("a.safetensors", 0.25)
+    assert parse(("a.safetensors", 0.25)) == ("a.safetensors", 0.25)
+    assert parse("owner/name/file.safetensors=-1") == ("owner/name/file.safetensors", -1.0)
     strange = tmp_path / "a:b.safetensors"
     strange.write_bytes(b"")
-    assert loras.parse(strange) == (strange, 1.0)
+    assert parse(strange) == (str(strange), 1.0)
+    assert parse(f"{strange}:0.5") == (str(strange), 0.5)
     for wrong in ("a.safetensors:much", "a.safetensors:nan", "a.safetensors:inf"):
         with pytest.raises(UserError, match=r"write FILE or FILE:0\.8"):
-            loras.parse(wrong)
+            parse(wrong)
 
 
 def _write(path, change, source):
@@ -217,8 +222,15 @@ def test_loras_that_do_not_fit_are_refused(shapes, kohya_lora, tmp_path):
     def stranger(state):
         state["lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"] = torch.ones(2, 2)
 
-    def loha(state):
+    def half_a_loha(state):
         state[f"{first}.hada_w1_a"] = torch.ones(2, 2)
+
+    def oft(state):
+        state[f"{first}.oft_blocks"] = torch.ones(2, 2, 2)
+
+    def two_adapters(state):
+        for name in ("one", "two"):
+            state[f"unet.mid_block.attentions.0.proj_in.lora_A.{name}.weight"] = torch.ones(2, 2)
 
     def nan(state):
         state[f"{first}.lora_up.weight"][0, 0] = torch.nan
@@ -226,10 +238,12 @@ def test_loras_that_do_not_fit_are_refused(shapes, kohya_lora, tmp_path):
     def whole_numbers(state):
         state[f"{first}.lora_up.weight"] = torch.ones(64, RANK, dtype=torch.int32)
 
-    refused(wider, r"made for another base model: .*\[4, 99\] do not fit")
+    refused(wider, r"made for another base model: .*\[4, 99\].* do not fit")
     refused(lonely, r"without a partner: 1 \(lora_unet_mid_block")
     refused(stranger, r"seems to be an SDXL LoRA; tensors without a place: 1 \(lora_te2")
-    refused(loha, "LoHa")
+    refused(half_a_loha, r"without a partner: 3 \(lora_unet_mid_block")
+    refused(oft, r"of a kind that cannot be merged here \(.*oft_blocks\)")
+    refused(two_adapters, "for the same place: it holds several LoRAs")
     refused(nan, "not finite")
     refused(whole_numbers, "int32, not real numbers")
     refused(lambda state: state.clear(), "is not a LoRA for this base model")

@@ -23,6 +23,7 @@ from fusionjax.schema import typed
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction"]
 _MOST_TIMESTEPS = 100_000
+_LAST_SIGNAL = 2.0**-24  # in place of 0
 _LEAST_SIGNAL = 1e-9  # Stable Diffusion 1.5 has 0.0047 left; less than this, and σ overflows
 
 
@@ -38,6 +39,8 @@ class NoiseSchedule:
         beta_end: variance added by the last step.
         beta_schedule: how the variance grows in between; "scaled_linear" is linear in sqrt(beta).
         prediction_type: what the UNet's output means.
+        rescale_betas_zero_snr: whether nothing of the image is left at the last timestep (Lin et
+            al. 2023, arXiv 2305.08891); as in diffusers' samplers, so little that σ is finite.
     """
 
     num_train_timesteps: int = 1000
@@ -45,6 +48,7 @@ class NoiseSchedule:
     beta_end: float = 0.012
     beta_schedule: BetaSchedule = "scaled_linear"
     prediction_type: PredictionType = "epsilon"
+    rescale_betas_zero_snr: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_train_timesteps <= _MOST_TIMESTEPS:
@@ -56,6 +60,11 @@ class NoiseSchedule:
             raise UserError(
                 f"beta_start is {self.beta_start} and beta_end {self.beta_end}; "
                 "they must satisfy 0 < beta_start ≤ beta_end < 1"
+            )
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise UserError(
+                "rescale_betas_zero_snr is true and prediction_type 'epsilon': from noise alone no "
+                "noise can be told; such a model predicts v (prediction_type 'v_prediction')"
             )
         if not self.alphas_cumprod[-1] > _LEAST_SIGNAL:
             raise UserError(
@@ -80,10 +89,6 @@ class NoiseSchedule:
         """
         if config.get("trained_betas") is not None:
             raise UserError("trained_betas is set in the scheduler's config; it is not supported")
-        if config.get("rescale_betas_zero_snr"):
-            raise UserError(
-                "rescale_betas_zero_snr is true in the scheduler's config; it is not supported"
-            )
         for name, kinds in (("beta_schedule", BetaSchedule), ("prediction_type", PredictionType)):
             if name in config and config[name] not in (choices := get_args(kinds)):
                 raise UserError(f"{name} is {told(config[name])}; known are {', '.join(choices)}")
@@ -121,7 +126,12 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
 
         betas = np.array([min(1 - left((i + 1) / count) / left(i / count), 0.999)
                           for i in range(count)])  # fmt: skip
-    result = np.cumprod(1 - betas).astype(np.float32)
+    result = np.cumprod(1 - betas)
+    if schedule.rescale_betas_zero_snr:  # algorithm 1: sqrt(a) from its first value to 0
+        root = np.sqrt(result)
+        result = np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
+        result[-1] = _LAST_SIGNAL
+    result = result.astype(np.float32)
     result.flags.writeable = False
     return result
 

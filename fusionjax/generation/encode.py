@@ -53,7 +53,7 @@ def encode_photos(runner: Runner, images: Sequence[Image.Image]) -> Identity:
             [np.asarray(image.resize(side, Image.Resampling.LANCZOS)) for image in images]
         ),
         weights=(1.0,) * len(images),
-        base_fingerprint=base.fingerprint,
+        base_fingerprint=base.identity_fingerprint,
         reference=options.reference,
     )
 

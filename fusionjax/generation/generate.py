@@ -1,5 +1,6 @@
 """A batch from start to end: a scene, its conditions, the steps with their reports, pixels."""
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from fusionjax.errors import NotFiniteWarning
 from fusionjax.generation import programs
 from fusionjax.generation.model import Model
 from fusionjax.generation.prompts import text_kind
+from fusionjax.generation.renewed import renewed
 from fusionjax.generation.request import FaceDetail, Output, Request
 from fusionjax.generation.runner import Runner
 from fusionjax.generation.scene import make_scene
@@ -76,6 +78,7 @@ def generate_each(
     Raises:
         UserError: if the memory does not hold a batch.
     """
+    requests = [_up_to_date(runner, request) for request in requests]
     batches = _batches(requests, batch_size, runner.model)
     waiting: dict[int, Generated] = {}
     following = 0
@@ -100,6 +103,14 @@ def generate_each(
         while following in waiting:
             yield waiting.pop(following)
             following += 1
+
+
+def _up_to_date(runner: Runner, request: Request) -> Request:
+    """A request whose people are as the base's present weights see them."""
+    if not request.identities:
+        return request
+    people = [renewed(runner, person) for person in request.identities]
+    return dataclasses.replace(request, identities=people)
 
 
 def _batches(

@@ -69,11 +69,18 @@ def encode_photo(
 ) -> tuple[Float[Array, "1 h w c"], ReferenceStates]:
     """A photo in [-1, 1] → its latents, and hf [1, k, D] of every layer (none for `matched`)."""
     latents: Any = model.base.encode_image(params["base"], image)
+    return latents, encode_latents(model, params, latents, empty_ids)
+
+
+def encode_latents(
+    model: Model, params: Params, latents: Float[Array, "1 h w c"], empty_ids: Int[Array, "1 t"]
+) -> ReferenceStates:
+    """A photo's latents → hf [1, k, D] of every layer (none for `matched`)."""
     if model.fusion.options.reference != "clean":
-        return latents, {}
+        return {}
     empty: Any = model.base.encode_text(params["base"], empty_ids)
     states = model.fusion.reference_states(params["base"]["unet"], latents[None], empty)
-    return latents, {layer: h[0].astype(jnp.bfloat16) for layer, h in states.items()}
+    return {layer: h[0].astype(jnp.bfloat16) for layer, h in states.items()}
 
 
 def condition(

@@ -195,8 +195,7 @@ def _check_people(request: Request, settings: Settings, model: Model, *, adapter
                 "a file by Identity.load"
             )
         name = f"identity {number}"
-        person.check_fits(model.base.fingerprint, fusion.options.reference, name)
-        _check_states(person, model, name)
+        check_person(person, model, name)
     try:
         strengths = np.asarray(request.face_strength, np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -234,6 +233,27 @@ def _check_people(request: Request, settings: Settings, model: Model, *, adapter
                 "for where masks overlap no face is",
                 stacklevel=5,
             )
+
+
+def check_person(person: Identity, model: Model, name: str) -> None:
+    """Checks that a person can be shown: with their states, or with new ones from their latents.
+
+    Args:
+        person: the identity.
+        model: what shows it.
+        name: how to name the identity in errors.
+
+    Raises:
+        UserError: if it is of another kind, or of a base with other latents.
+    """
+    here, reference = model.base.identity_fingerprint, model.fusion.options.reference
+    if person.base_fingerprint == here:
+        person.check_fits(here, reference, name)
+        _check_states(person, model, name)
+        return
+    grid = model.grid(model.photo_side, model.photo_side)
+    is_alike = len(person) and person.latents.shape[1:] == (*grid, model.base.unet.in_channels)
+    person.check_fits(person.base_fingerprint if is_alike else here, reference, name)
 
 
 def _check_states(person: Identity, model: Model, name: str) -> None:

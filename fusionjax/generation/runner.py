@@ -85,6 +85,17 @@ class Runner:
         """
         self._program(program, devices, self._place(inputs, devices), static)
 
+    def go_on_with(self, model: Model, params: Any) -> None:
+        """Takes other weights of the same shapes; what is compiled stays.
+
+        Args:
+            model: of the same structure.
+            params: in place of those so far.
+        """
+        with self._placing:
+            self.model, self.params = model, params
+            self._placed.clear()
+
     def _place(self, inputs: Any, devices: int) -> Any:
         return jax.tree.map(jax.device_put, inputs, self._shardings(inputs, devices))
 

@@ -21,7 +21,7 @@ class Fingerprint:
         self._digests: dict[str, bytes] = {}
 
     def add(self, name: str, tensor: np.ndarray) -> None:
-        """Adds one tensor.
+        """Adds one tensor, in place of one of the same name.
 
         Args:
             name: its PyTorch name.
@@ -33,6 +33,12 @@ class Fingerprint:
             rounded = sample.astype("<f2").tobytes()
         content = f"{name} {list(tensor.shape)} ".encode() + rounded
         self._digests[name] = hashlib.blake2b(content, digest_size=16).digest()
+
+    def copy(self) -> "Fingerprint":
+        """Another one with all that was added so far."""
+        copy = Fingerprint()
+        copy._digests.update(self._digests)
+        return copy
 
     def hexdigest(self) -> str:
         """16 hexadecimal digits over all that was added."""

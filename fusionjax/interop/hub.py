@@ -4,16 +4,20 @@ Nothing here needs Flax's or PyTorch's models.
 """
 
 import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 
 from fusionjax.errors import UserError
+from fusionjax.safetensors_file import shards_of
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)")
-_CONFIGS = ("model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
+_CONFIGS = (
+    "model_index.json", "config.json", "adapter_config.json", "*/config.json", "scheduler/*.json",
+    "tokenizer/*",
+)  # fmt: skip
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -46,10 +50,61 @@ def download(source: str, weights: Iterable[Iterable[str]]) -> Path:
                 if any((folder / tried).is_file() for tried in part):
                     break
                 snapshot_download(source, allow_patterns=[name])
+            index = next((n for n in part if n.endswith(".json") and (folder / n).is_file()), None)
+            if index is not None and not (folder / part[0]).is_file():
+                beside = PurePosixPath(index).parent
+                shards = {str(beside / name) for name in shards_of(folder / index).values()}
+                snapshot_download(source, allow_patterns=sorted(shards))
     except (OSError, ValueError) as error:  # every error of huggingface_hub and its transport
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"{source} is no file or folder here, and the hub did not give it ({reason}); check "
-            "the name and the network, or download it elsewhere and give its folder"
-        ) from None
+        raise _not_had(source, error) from None
     return folder
+
+
+def _not_had(source: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return UserError(
+        f"{source} is no file or folder here, and the hub did not give it ({reason}); check "
+        "the name and the network, or download it elsewhere and give its folder"
+    )
+
+
+def download_one(source: str, name: str | None, preferred: Sequence[str]) -> Path:
+    """Brings one weight file from the hub, or finds it in the cache.
+
+    Args:
+        source: `owner/name`, or `owner/name/file.safetensors`.
+        name: the file; None is the first of `preferred` that is there, or the only one.
+        preferred: names, and JSON files beside them.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: as `download`, and if there are several.
+    """
+    if _FILE.fullmatch(source):
+        return download(source, [])
+    if name is not None:
+        return download(f"{source}/{name}", [])
+    folder = download(source, [preferred])
+    for known in preferred:
+        if (folder / known).is_file():
+            return folder / known
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        try:
+            names = [Path(n) for n in list_repo_files(source) if n.endswith(".safetensors")]
+        except (OSError, ValueError) as error:
+            raise _not_had(source, error) from None
+        return download(f"{source}/{only_one(source, names)}", [])
+    return only_one(source, files)
+
+
+def only_one(source: str, files: Sequence[Path]) -> Path:
+    """The one weight file of a source, or an error that names what there is."""
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files[:5]) or "none"
+        raise UserError(
+            f"{source} holds {len(files)} .safetensors files ({names}); name one of them in full"
+        )
+    return files[0]

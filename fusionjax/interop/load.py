@@ -18,9 +18,15 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 @runtime_checkable
 class Tensors(Protocol):
-    """A checkpoint: a mapping from PyTorch names to shapes in PyTorch's layout, and `read`."""
+    """A checkpoint: a mapping from PyTorch names to shapes in PyTorch's layout, and `read`.
+
+    `path` names it, `paths` are all of its files.
+    """
 
     path: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
 
     def __iter__(self) -> Iterator[str]: ...
 

@@ -1,80 +1,52 @@
-"""LoRAs, merged into the base model's weights while they are read.
+"""LoRAs, merged into the base model's weights while they are read: which tensor changes what.
 
-W' = W + scale · (alpha / rank) · up · down, for linear layers and convolutions
-(Hu et al. 2021, arXiv 2106.09685). Known are the names of kohya's trainer, with diffusers' or the
-original module names, and those of diffusers, old and new:
+The kinds and their formulas are in `lora_kinds.py`. Known are the names of kohya's trainer and of
+LyCORIS, with diffusers' or the original module names, those of diffusers, old and new, and peft's:
 
     lora_unet_down_blocks_0_attentions_0_…_attn1_to_q.lora_down.weight, .lora_up.weight, .alpha
     unet.down_blocks.0.attentions.0.….attn1.to_q.lora_A.weight, .lora_B.weight
+    base_model.model.down_blocks.0.….attn1.to_q.lora_A.default_0.weight
 """
 
 import json
-import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
+from fusionjax import schema
 from fusionjax.errors import UserError, told
 from fusionjax.interop import original
 from fusionjax.interop.kinds import kind_of, some
+from fusionjax.interop.lora_kinds import KINDS, LENGTHS, ROLES, Lora, matrix_shape, rank
 from fusionjax.safetensors_file import SafetensorsFile
 from fusionjax.schema import real, typed
 
-# (pattern of a tensor's name, the module that it names, its role)
-_ROLES = {"down": "down", "up": "up", "A": "down", "B": "up"}
-_PATTERNS = [
-    re.compile(r"(?P<module>.+)\.lora_(?P<role>down|up|A|B)(\.default)?\.weight"),
-    re.compile(r"(?P<module>.+)\.lora(_linear_layer)?\.(?P<role>down|up)\.weight"),
+_OWN_NAMES = sorted(ROLES - {"down", "up", "mid", "magnitude"}, key=len, reverse=True)
+_PATTERNS = [  # of a tensor's name: the module that it names, its role, perhaps an adapter's name
+    re.compile(r"(?P<module>.+)\.lora_(?P<role>down|up|mid|A|B)(\.[\w-]+)?\.weight"),
+    re.compile(r"(?P<module>.+)\.lora(_linear_layer)?\.(?P<role>down|up|mid)\.weight"),
     re.compile(r"(?P<module>.+)\.to_(?P<short>q|k|v|out)_lora\.(?P<role>down|up)\.weight"),
+    re.compile(r"(?P<module>.+)\.lora_(?P<role>magnitude)_vector(\.[\w-]+){0,2}"),
+    re.compile(
+        rf"(?P<module>.+)\.(?P<role>alpha|diff_b|[wb]_norm|{'|'.join(_OWN_NAMES)})(\.[\w-]+)?"
+    ),
 ]
-_ALPHA = re.compile(r"(?P<module>.+)\.alpha")
-_OTHER_KINDS = re.compile(r"\.(hada_|lokr_|lora_mid|dora_scale|lora_magnitude)")
+# Roles that have another name, and those of a bias.
+_SAME_ROLE = {"A": "down", "B": "up", "diff_b": "diff", "w_norm": "diff", "b_norm": "diff"}
+_OF_BIAS = ("diff_b", "b_norm")
+_WRAPPERS = re.compile(r"\b(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.)")
+_OTHER_KINDS = re.compile(r"\.(oft_|boft_|hra_|vera_|on_input|[ab][12]\.weight|lora_[AB]\.bias)")
+_EMBEDDING = re.compile(r"bundle_emb\.(?P<name>[^.]+)\..+")
 _IDENTITY = "fusionjax"  # the metadata of this project's own files
 _METADATA = "lora_adapter_metadata"  # diffusers': ranks and alphas as JSON
+_PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
-
-class Lora(NamedTuple):
-    """One layer's update: `factor · up · down` is added to its weight."""
-
-    up: np.ndarray
-    down: np.ndarray
-    factor: float
-
-    def merge(self, weight: np.ndarray) -> np.ndarray:
-        """The merged weight, float32, in PyTorch's layout."""
-        up, down = self.up.astype(np.float32), self.down.astype(np.float32)
-        rank = down.shape[0]
-        delta = up.reshape(-1, rank) @ down.reshape(rank, -1)
-        return weight + np.float32(self.factor) * delta.reshape(weight.shape)
-
-
-def parse(lora: str | os.PathLike[str]) -> tuple[Path, float]:
-    """Splits `FILE[:scale]`.
-
-    Args:
-        lora: a path, with or without a scale after its last colon.
-
-    Returns:
-        The path and the scale, 1 if there is none.
-
-    Raises:
-        UserError: if what follows the colon is no finite number.
-    """
-    text = os.fspath(lora)
-    if Path(text).exists() or ":" not in text:
-        return Path(text), 1.0
-    name, _, scale = text.rpartition(":")
-    try:
-        value = float(scale)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise UserError(f"lora {text!r}: {scale!r} is no scale; write FILE or FILE:0.8")
-    return Path(name), value
+Target = tuple[str, str]  # a part and a parameter of it
 
 
 def read_lora(
@@ -93,47 +65,145 @@ def read_lora(
 
     Raises:
         UserError: if the file is no LoRA for this base model, or of a kind that is not known.
+
+    Warns:
+        UserWarning: if the file holds textual inversion embeddings, which are left out.
     """
     modules = _modules(shapes, levels)
-    matrices: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    alphas: dict[tuple[str, str], float] = {}
-    unknown = []
+    found: dict[Target, dict[str, str]] = defaultdict(dict)
+    alphas: dict[Target, float] = {}
+    unknown, embeddings = [], set()
     with SafetensorsFile(path) as file:
         if _IDENTITY in file.metadata:
             raise UserError(f"{path} is no LoRA but an identity or an adapter (--face, --fusion)")
         for name in file:
-            is_alpha = _ALPHA.fullmatch(name)
             match = next((m for p in _PATTERNS if (m := p.fullmatch(name))), None)
-            target = _target(match or is_alpha, modules)
-            if target is None:
+            target = None if match is None else _target(match, modules)
+            if embedding := _EMBEDDING.fullmatch(name):
+                embeddings.add(embedding["name"])
+            elif match is None or target is None or target[1] not in shapes[target[0]]:
                 unknown.append(name)
-            elif match is not None:
-                matrices[target][_ROLES[match["role"]]] = name
-            else:
+            elif match["role"] == "alpha":
                 alphas[target] = _alpha(file, name)
-        lone = [pair[role] for pair in matrices.values() if len(pair) == 1 for role in pair]
-        if odd := [name for name in unknown if _OTHER_KINDS.search(name)]:
-            raise UserError(
-                f"{path} is a LoHa, LoKr, DoRA or Tucker LoRA ({odd[0]}); only plain LoRAs can be "
-                "merged here: merge it into the base with its own tools first"
-            )
-        if unknown or lone or not matrices:
-            kind = kind_of(file)
-            raise UserError(
-                f"{path} is not a LoRA for this base model"
-                f"{f' and seems to be {kind}' if kind else ''}; tensors without a place: "
-                f"{some(unknown)}; without a partner: {some(lone)}"
-            )
-        alphas_of_metadata = _metadata_alphas(file, modules)
+            else:
+                role = _SAME_ROLE.get(match["role"], match["role"])
+                if role in found[target]:
+                    raise UserError(
+                        f"{path} has {found[target][role]} and {name} for the same place: it "
+                        "holds several LoRAs; save each as a file of its own"
+                    )
+                found[target][role] = name
+        _check_complete(file, found, unknown)
+        settings = _settings(file)
         updates: dict[str, dict[str, Lora]] = {part: {} for part in shapes}
-        for (part, parameter), pair in matrices.items():
-            up, down = file.read(pair["up"]), file.read(pair["down"])
-            _check(path, pair, up, down, parameter, shapes[part][parameter])
-            rank = down.shape[0]
-            target = (part, parameter)
-            alpha = alphas.get(target, alphas_of_metadata.get(target, float(rank)))
-            updates[part][parameter] = Lora(up, down, scale * alpha / rank)
+        for target, names in found.items():
+            part, parameter = target
+            _check_shapes(file, names, parameter, shapes[part][parameter])
+            factor = _factor(file, names, alphas.get(target), settings.get(part, {}), parameter)
+            tensors = {role: _read(file, name) for role, name in names.items()}
+            updates[part][parameter] = Lora(tensors, factor, scale)
+    if embeddings:
+        warnings.warn(
+            f"{path} holds textual inversion embeddings ({', '.join(sorted(embeddings)[:5])}), "
+            "which are left out; the rest is merged",
+            stacklevel=2,
+        )
     return updates
+
+
+def _modules(
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]], levels: int
+) -> dict[str, tuple[str, str]]:
+    """Every name that a LoRA may give to a layer → (part, module)."""
+    result = {}
+
+    def add(part: str, module: str, names: Iterable[str], kohya: Iterable[str]) -> None:
+        for name in names:
+            result[f"{part}.{name}"] = (part, module)
+            for prefix in kohya:
+                result[f"{prefix}_{name.replace('.', '_')}"] = (part, module)
+
+    unet = [name for name in shapes["unet"] if name.endswith(".weight")]
+    for name, old in original.unet_names(unet, levels).items():
+        both = [text.removesuffix(".weight") for text in (name, old)]
+        add("unet", both[0], both, ["lora_unet", "lycoris"])
+    for name in shapes["text_encoder"]:
+        if name.endswith(".weight"):
+            module = name.removesuffix(".weight")
+            add("text_encoder", module, [module], ["lora_te", "lora_te1", "lycoris"])
+    return result
+
+
+def _target(match: re.Match[str], modules: Mapping[str, tuple[str, str]]) -> Target | None:
+    module = _WRAPPERS.sub("", match["module"]).removesuffix(".processor")
+    short = match.groupdict().get("short")
+    names = [module]
+    if short is not None:
+        names = [f"{module}.{'to_out.0' if short == 'out' else f'to_{short}'}",
+                 f"{module}.{short}_proj"]  # fmt: skip
+    for name in names:
+        for prefix in ("", "unet.", "text_encoder."):
+            if prefix + name in modules:
+                part, found = modules[prefix + name]
+                return part, f"{found}.{'bias' if match['role'] in _OF_BIAS else 'weight'}"
+    return None
+
+
+def _check_complete(
+    file: SafetensorsFile, found: Mapping[Target, Mapping[str, str]], unknown: list[str]
+) -> None:
+    """Each tensor has a place, and each place all tensors of a kind."""
+    if odd := [name for name in unknown if _OTHER_KINDS.search(name)]:
+        raise UserError(
+            f"{file.path} is of a kind that cannot be merged here ({odd[0]}); LoRA, LoHa, LoKr, "
+            "DoRA, full and norm can: merge it into the base with its own tools first"
+        )
+    lone = [
+        name
+        for names in found.values()
+        if names.keys() - set(LENGTHS) not in KINDS or names.keys() >= set(LENGTHS)
+        for name in names.values()
+    ]
+    if unknown or lone or not found:
+        kind = kind_of(file)
+        raise UserError(
+            f"{file.path} is not a LoRA for this base model"
+            f"{f' and seems to be {kind}' if kind else ''}; tensors without a place: "
+            f"{some(unknown)}; without a partner: {some(lone)}"
+        )
+
+
+def _check_shapes(
+    file: SafetensorsFile, names: Mapping[str, str], parameter: str, shape: tuple[int, ...]
+) -> None:
+    """Checks that the tensors build an update of the weight's shape."""
+    shapes = {role: file[name] for role, name in names.items()}
+    built = matrix_shape(shapes)
+    length = next((shapes[role] for role in LENGTHS if role in shapes), None)
+    # For each row, [o], [o 1 1 1], peft's [1 o 1 1]; LyCORIS has had [1 i 1 1], by columns.
+    sizes = {shape[0]} if "dora_scale" not in shapes or length is None else {
+        shape[1] if len(length) > 1 and length[0] == 1 != length[1] else shape[0]
+    }  # fmt: skip
+    if built != (shape[0], int(np.prod(shape[1:]))) or (
+        length is not None and int(np.prod(length)) not in sizes
+    ):
+        tensors = " and ".join(f"{name} {list(file[name])}" for name in [*names.values()][:3])
+        raise UserError(
+            f"{file.path} was made for another base model: {tensors} do not fit {parameter} "
+            f"{list(shape)}"
+        )
+
+
+def _read(file: SafetensorsFile, name: str) -> np.ndarray:
+    tensor = file.read(name)
+    if not tensor.dtype.name.startswith(("float", "bfloat")):
+        raise UserError(f"{file.path}: {name} holds {tensor.dtype}, not real numbers")
+    if not np.isfinite(tensor).all():
+        raise UserError(f"{file.path}: {name} holds values that are not finite")
+    return tensor
+
+
+# --- α ----------------------------------------------------------------------------------------
 
 
 def _alpha(file: SafetensorsFile, name: str) -> float:
@@ -143,94 +213,46 @@ def _alpha(file: SafetensorsFile, name: str) -> float:
     return float(values[0])
 
 
-def _modules(
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]], levels: int
-) -> dict[str, tuple[str, str]]:
-    """Every name that a LoRA may give to a layer → (part, parameter)."""
-    result = {}
-
-    def add(part: str, parameter: str, module: str, kohya: Iterable[str]) -> None:
-        result[f"{part}.{module}"] = (part, parameter)
-        for prefix in kohya:
-            result[f"{prefix}_{module.replace('.', '_')}"] = (part, parameter)
-
-    unet = [name for name in shapes["unet"] if name.endswith(".weight")]
-    for name in unet:
-        add("unet", name, name.removesuffix(".weight"), ["lora_unet"])
-    for name, old in original.unet_names(unet, levels).items():
-        add("unet", name, old.removesuffix(".weight"), ["lora_unet"])
-    for name in shapes["text_encoder"]:
-        if name.endswith(".weight"):
-            add("text_encoder", name, name.removesuffix(".weight"), ["lora_te", "lora_te1"])
-    return result
-
-
-def _target(
-    match: re.Match[str] | None, modules: Mapping[str, tuple[str, str]]
-) -> tuple[str, str] | None:
-    if match is None:
-        return None
-    module = match["module"].removesuffix(".processor")
-    short = match.groupdict().get("short")
-    names = [module]
-    if short is not None:
-        names = [f"{module}.{'to_out.0' if short == 'out' else f'to_{short}'}",
-                 f"{module}.{short}_proj"]  # fmt: skip
-    for name in names:
-        for prefix in ("", "unet."):
-            if prefix + name in modules:
-                return modules[prefix + name]
-    return None
+def _factor(
+    file: SafetensorsFile,
+    names: Mapping[str, str],
+    alpha: float | None,
+    settings: Mapping[str, Any],
+    parameter: str,
+) -> float:
+    """α/r, or α/√r where rank-stabilised (Kalajdzievski 2023); 1 where nothing tells α."""
+    r = rank({role: file[name] for role, name in names.items()})
+    if r is None:
+        return 1.0
+    if alpha is not None:
+        return alpha / r
+    if "lora_alpha" not in settings and "alpha" not in settings:  # peft's names: LoRA's, LyCORIS's
+        return 1.0
+    alpha = settings.get("lora_alpha", settings.get("alpha"))
+    module = parameter.rpartition(".")[0]
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if module == pattern or module.endswith(f".{pattern}"):
+            alpha = value
+    number: float = typed(alpha, real(-1e6, 1e6), f"{file.path}: lora_alpha")
+    return number / (r**0.5 if settings.get("use_rslora") else r)
 
 
-def _metadata_alphas(
-    file: SafetensorsFile, modules: Mapping[str, tuple[str, str]]
-) -> dict[tuple[str, str], float]:
-    """Alphas from the metadata that newer diffusers write, by (part, parameter)."""
+def _settings(file: SafetensorsFile) -> dict[str, dict[str, Any]]:
+    """What was set for each part: in diffusers' metadata, or in peft's file beside."""
+    beside = file.path.parent / _PEFT_FILES[1]
     try:
-        settings = json.loads(file.metadata.get(_METADATA, "{}"))
-        for part in ("unet", "text_encoder"):
-            for option in ("use_dora", "use_rslora"):
-                if settings.get(f"{part}.{option}"):
-                    raise UserError(f"{file.path} was made with {option}, which is not supported")
-        result = {}
-        for name, target in modules.items():
-            part, _, module = name.partition(".")
-            if f"{part}.lora_alpha" in settings:
-                pattern = settings.get(f"{part}.alpha_pattern") or {}
-                alpha = pattern.get(module, settings[f"{part}.lora_alpha"])
-                result[target] = typed(alpha, real(-1e6, 1e6), f"{file.path}: lora_alpha")
+        if file.path.name == _PEFT_FILES[0] and beside.is_file():
+            own: dict[str, Any] = schema.read_json(beside)
+            own.get("alpha_pattern", {}) or {}
+            return {"unet": own, "text_encoder": own}
+        result: dict[str, dict[str, Any]] = {"unet": {}, "text_encoder": {}}
+        for name, value in json.loads(file.metadata.get(_METADATA, "{}")).items():
+            part, _, option = name.partition(".")
+            result.setdefault(part, {})[option] = value
+        for settings in result.values():
+            (settings.get("alpha_pattern") or {}).items()
         return result
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file.path}: its {_METADATA} make no sense; download it again") from None
-
-
-def _check(
-    path: Path,
-    pair: Mapping[str, str],
-    up: np.ndarray,
-    down: np.ndarray,
-    parameter: str,
-    shape: tuple[int, ...],
-) -> None:
-    """Checks that up · down has the shape of the weight."""
-    fits = (
-        up.ndim in (2, 4)
-        and down.ndim in (2, 4)
-        and up.shape[1] == down.shape[0] > 0
-        and up.shape[2:] in ((), (1, 1))
-        and up.shape[0] == shape[0]
-        and int(np.prod(down.shape[1:])) == int(np.prod(shape[1:]))
-    )
-    if not fits:
-        raise UserError(
-            f"{path} was made for another base model: {pair['up']} {list(up.shape)} and "
-            f"{pair['down']} {list(down.shape)} do not fit {parameter} {list(shape)}"
-        )
-    for role, tensor in (("up", up), ("down", down)):
-        if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
-            raise UserError(f"{path}: {pair[role]} holds {tensor.dtype}, not real numbers")
-        if not np.isfinite(tensor).all():
-            raise UserError(f"{path}: {pair[role]} holds values that are not finite")

@@ -29,6 +29,13 @@ IGNORED = re.compile(
     r"posterior_mean_coef1|posterior_mean_coef2|scale_factor|logvar|lvlb_weights|v_pred|ztsnr)$"
 )
 
+# What tools have added that is no part of the three models: tables of noise levels, training's own.
+HARMLESS = re.compile(
+    r"(model_sampling|denoiser|edm|optimizer|lr_scheduler|loss|embedding_manager)\.|"
+    r"(sigmas|log_sigmas|alphas|num_timesteps|global_step|epoch|edm_mean|edm_std|"
+    r"cond_stage_model\.null_cond|__index_timestep_zero__)$"
+)
+
 _UNET_TOP = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",

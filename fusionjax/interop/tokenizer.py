@@ -12,12 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from fusionjax.errors import UserError
 from fusionjax.files import read_whole
-from fusionjax.schema import read_json
+from fusionjax.schema import read_json, whole
 
 CLIP_WORDS = 49408
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
@@ -28,6 +29,7 @@ _FILES = (
     "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
+_TABLES = ("vocab.json", "merges.txt")
 _MOST_BYTES = 10_000_000
 
 
@@ -35,7 +37,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
     """Loads a tokenizer from its folder.
 
     Args:
-        folder: holds `vocab.json` and `merges.txt`.
+        folder: holds `vocab.json` and `merges.txt`, or, as transformers 5 writes it, both in
+            `tokenizer.json`.
 
     Returns:
         The tokenizer.
@@ -43,14 +46,20 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
     Raises:
         UserError: if a file is missing or unreadable.
     """
-    for name in ("vocab.json", "merges.txt"):
-        if not (Path(folder) / name).is_file():
-            raise UserError(f"{folder} lacks {name}; a CLIP tokenizer needs vocab.json, merges.txt")
+    lacking = [name for name in _TABLES if not (Path(folder) / name).is_file()]
+    together = Path(folder) / "tokenizer.json"
+    if lacking and not together.is_file():
+        raise UserError(
+            f"{folder} lacks {lacking[0]}; a CLIP tokenizer needs vocab.json, merges.txt (or "
+            "tokenizer.json)"
+        )
     # From a copy: transformers would follow the paths that a folder's own configuration names.
     with tempfile.TemporaryDirectory() as copy:
         for name in _FILES:
             if (Path(folder) / name).is_file():
                 (Path(copy) / name).write_bytes(_without_paths(Path(folder) / name))
+        if lacking:
+            _write_tables(together, Path(copy))
         try:
             tokenizer = CLIPTokenizer.from_pretrained(copy, local_files_only=True)
             # What is broken shows at the first use.
@@ -61,6 +70,38 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
             ) from None
     tokenizer.name_or_path = os.fspath(folder)
     return tokenizer
+
+
+def _write_tables(path: Path, folder: Path) -> None:
+    """The two tables, and words that were added, out of a `tokenizer.json`."""
+    content = read_json(path, _Whole)
+    merges = [one if isinstance(one, str) else " ".join(one) for one in content.model.merges]
+    (folder / "vocab.json").write_text(json.dumps(content.model.vocab), encoding="utf-8")
+    text = "\n".join(["#version: 0.2", *merges, ""])
+    (folder / "merges.txt").write_text(text, encoding="utf-8")
+    added = {word.content: word.id for word in content.added_tokens
+             if word.content not in content.model.vocab}  # fmt: skip
+    if added:
+        (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+
+
+class _Table(msgspec.Struct):
+    """What `tokenizer.json` holds under `model`."""
+
+    vocab: dict[str, whole(0, 10_000_000)]  # type: ignore[misc]
+    merges: list[str | tuple[str, str]]
+
+
+class _Added(msgspec.Struct):
+    id: whole(0, 10_000_000)  # type: ignore[valid-type]
+    content: str
+
+
+class _Whole(msgspec.Struct):
+    """A `tokenizer.json`, as far as it is needed."""
+
+    model: _Table
+    added_tokens: list[_Added] = []
 
 
 def _without_paths(path: Path) -> bytes:

@@ -5,12 +5,11 @@ Images lie in [-1, 1]; latents are multiplied by the VAE's scaling factor, so th
 about one.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,12 @@ from jaxtyping import Float, Int, Key
 from safetensors.numpy import save_file
 
 from fusionjax.backend.flax_unet import decoder_ends_in_float32
-from fusionjax.diffusion.noise_schedule import NoiseSchedule
+from fusionjax.diffusion.noise_schedule import NoiseSchedule, PredictionType
 from fusionjax.errors import UserError
 from fusionjax.interop import configs, names, sources
 from fusionjax.interop.fingerprint import Fingerprint
-from fusionjax.interop.load import Change, fill
-from fusionjax.interop.lora import Lora, read_lora
-from fusionjax.interop.lora import parse as parse_lora
-from fusionjax.interop.tokenizer import load_tokenizer, tokenizer_for_file
+from fusionjax.interop.lora_source import find_lora, parse_all
+from fusionjax.models import loading
 
 Array = JaxArray | np.ndarray
 Params = dict[str, Any]
@@ -49,6 +46,7 @@ class BaseModel:
         schedule: the noise schedule that the UNet was trained with.
         source: where it was loaded from, as the user named it.
         recorded_fingerprint: the fingerprint taken at load, before any rounding to another type.
+        origin: its files and the LoRAs merged into it; None if it was put together in Python.
     """
 
     tokenizer: Any
@@ -59,6 +57,7 @@ class BaseModel:
     schedule: NoiseSchedule
     source: str = ""
     recorded_fingerprint: str | None = None
+    origin: loading.Origin | None = None
 
     @classmethod
     def from_pretrained(
@@ -67,8 +66,9 @@ class BaseModel:
         *,
         dtype: Any = jnp.float32,
         vae: str | os.PathLike[str] | None = None,
-        lora: Sequence[str | os.PathLike[str]] = (),
+        lora: Any = (),
         tokenizer: str | os.PathLike[str] | None = None,
+        prediction_type: PredictionType | None = None,
     ) -> "BaseModel":
         """Loads a base model, one tensor at a time.
 
@@ -78,9 +78,13 @@ class BaseModel:
                 `owner/name/file.safetensors`.
             dtype: the type of the parameters and of the computation.
             vae: replaces the VAE (or stands in for a missing one): a folder, file or name.
-            lora: files `FILE` or `FILE:scale`, merged into UNet and text encoder in this order.
-            tokenizer: a folder with `vocab.json` and `merges.txt`. A single file has none; without
-                this, a folder `tokenizer` beside it is used, or else CLIP's own.
+            lora: a LoRA, merged into UNet and text encoder: a file (`.safetensors` may be left
+                out), a folder or a name on the hub, with a strength as `FILE:0.8`, `FILE=0.8` or
+                `(file, 0.8)`; or several in this order, as a list or as strengths by file.
+            tokenizer: a folder with `vocab.json` and `merges.txt`, or `tokenizer.json`. A single
+                file has none; without this, a folder `tokenizer` beside it is used, or else
+                CLIP's own.
+            prediction_type: what the UNet predicts, where the source does not tell it rightly.
 
         Returns:
             The model.
@@ -88,7 +92,35 @@ class BaseModel:
         Raises:
             UserError: if something is missing, left over, damaged, or of another kind.
         """
-        return _load(cls, source, dtype, vae, lora, tokenizer)
+        loras = [(find_lora(name), strength) for name, strength in parse_all(lora)]
+        return cls(**loading.load(source, dtype, vae, loras, tokenizer, prediction_type))
+
+    def with_loras(self, loras: Sequence[tuple[Path, float]]) -> "BaseModel":
+        """The same base with other LoRAs in place of those that are merged into it.
+
+        Only the weights that a LoRA changes, or has changed, are read again from the base's files,
+        so the result is what `from_pretrained` gives; all others are shared with this one.
+
+        Args:
+            loras: files and strengths.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: as `from_pretrained`, if the base was not loaded from files, or these are no
+                longer what they were.
+        """
+        if self.origin is None:
+            raise UserError(
+                "this base was put together in Python; save it (save_pretrained) and load that, so "
+                "that LoRAs can be taken out again"
+            )
+        params, origin = loading.with_loras(self.params, self.origin, loras)
+        fingerprint = origin.fingerprint.hexdigest()
+        return dataclasses.replace(
+            self, params=params, origin=origin, recorded_fingerprint=fingerprint
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: Any = jnp.float16) -> None:
         """Writes the diffusers folder layout with PyTorch's names, so that PyTorch loads it too.
@@ -139,6 +171,12 @@ class BaseModel:
             layout = names.to_torch_layout(path, np.asarray(leaf))
             fingerprint.add(names.torch_name(path), layout)
         return fingerprint.hexdigest()
+
+    @property
+    def identity_fingerprint(self) -> str:
+        """What identities depend on: `fingerprint`, and what LoRAs made of the text encoder."""
+        text = None if self.origin is None else self.origin.text_digest
+        return self.fingerprint if text is None else f"{self.fingerprint}+{text}"
 
     @property
     def picture_side(self) -> int:
@@ -266,76 +304,6 @@ class BaseModel:
                 {"params": params["vae"]}, latents / self.vae.scaling_factor, method=self.vae.decode
             )
         return output.sample.transpose(0, 2, 3, 1)
-
-
-def _load(
-    cls: type[BaseModel], source: Any, dtype: Any, vae: Any, loras: Sequence[Any], tokenizer: Any
-) -> BaseModel:
-    fingerprint = Fingerprint()
-    with contextlib.ExitStack() as files:
-        parts = sources.open_base(source, dtype, vae, files)
-        words = parts["text_encoder"].module.config.vocab_size
-        if tokenizer is not None:
-            tokens = load_tokenizer(tokenizer)
-        elif parts["unet"].folder is not None:
-            tokens = load_tokenizer(parts["unet"].folder / "tokenizer")
-        else:
-            tokens = tokenizer_for_file(parts["unet"].tensors.path, words)
-        if len(tokens) > words:
-            raise UserError(
-                f"{source}: the tokenizer has {len(tokens)} tokens and the text encoder knows "
-                f"{words}; they do not belong together"
-            )
-        changes = _merges(parts, loras)
-        params = {
-            name: fill(
-                part.wanted,
-                part.tensors,
-                part.located,
-                dtype,
-                changes=changes.get(name),
-                see=fingerprint.add if name == "unet" else None,
-            )
-            for name, part in parts.items()
-        }
-    return cls(
-        tokenizer=tokens,
-        text_encoder=parts["text_encoder"].module,
-        vae=parts["vae"].module,
-        unet=parts["unet"].module,
-        params=params,
-        schedule=parts["unet"].schedule,
-        source=os.fspath(source),
-        recorded_fingerprint=fingerprint.hexdigest(),
-    )
-
-
-def _merges(
-    parts: Mapping[str, sources.Part], loras: Sequence[str | os.PathLike[str]]
-) -> dict[str, dict[str, Change]]:
-    """For each part and parameter, the function that merges all LoRAs into it."""
-    shapes = {
-        name: {
-            parameter: names.to_torch_shape(path, shape)
-            for parameter, (path, shape) in parts[name].wanted.items()
-        }
-        for name in ("unet", "text_encoder")
-    }
-    found: dict[str, dict[str, list[Lora]]] = {name: {} for name in shapes}
-    for entry in loras:
-        path, scale = parse_lora(entry)
-        layers = parts["unet"].module.layers_per_block
-        for name, updates in read_lora(path, scale, shapes, layers).items():
-            for parameter, update in updates.items():
-                found[name].setdefault(parameter, []).append(update)
-
-    def merge_all(updates: list[Lora]) -> Change:
-        return lambda weight: functools.reduce(lambda w, update: update.merge(w), updates, weight)
-
-    return {
-        name: {parameter: merge_all(updates) for parameter, updates in layers.items()}
-        for name, layers in found.items()
-    }
 
 
 def _write_json(path: Path, content: Any) -> None:
