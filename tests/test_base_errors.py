@@ -118,7 +118,8 @@ def test_an_unsupported_schedule(folder):
         ({"modelspec.prediction_type": "v"}, (), "v_prediction"),
         ({}, ("v_pred",), "v_prediction"),
         ({"modelspec.prediction_type": "x0"}, (), None),
-        ({}, ("v_pred", "ztsnr"), None),
+        ({}, ("v_pred", "ztsnr"), "v_prediction"),
+        ({}, ("ztsnr",), None),
     ],
 )
 def test_a_single_file_says_what_it_predicts(good_single, tmp_path, metadata, empty, what):
@@ -127,9 +128,11 @@ def test_a_single_file_says_what_it_predicts(good_single, tmp_path, metadata, em
     more = dict.fromkeys(empty, np.zeros(0, np.float32))
     save_file(load_file(good_single) | more, path, metadata=metadata)
     if what is None:
-        refused(path, "'x0'; known are epsilon, v" if metadata else "zero terminal SNR")
+        refused(path, "'x0'; known are epsilon, " if metadata else "no noise can be told")
     else:
-        assert BaseModel.from_pretrained(path).schedule.prediction_type == what
+        schedule = BaseModel.from_pretrained(path).schedule
+        assert schedule.prediction_type == what
+        assert schedule.rescale_betas_zero_snr == ("ztsnr" in empty)
 
 
 def test_weights_that_are_missing_or_pickled(folder):

@@ -73,8 +73,12 @@ def test_weights_are_those_of_a_fresh_load(folder, loras):
     assert len({model.identity_fingerprint for model in fresh.values()}) == len(fresh)
     now = base
     for chosen, strengths in (
-        (("one",), (0.7,)), (("two", "one"), (1, 1)), (("text",), (1,)), (("one",), (0.7,)), ((), ()),
-    ):  # fmt: skip
+        (("one",), (0.7,)),
+        (("two", "one"), (1, 1)),
+        (("text",), (1,)),
+        (("one",), (0.7,)),
+        ((), ()),
+    ):
         given = [(loras[name], strength) for name, strength in zip(chosen, strengths, strict=True)]
         now = now.with_loras(given)
         equal(now, fresh[chosen])
@@ -108,7 +112,7 @@ def test_a_picture_is_that_of_a_fresh_pipeline(folder, loras):
 
     # An identity that the other pipeline knew nothing of: it is told, and painted alike.
     with pytest.warns(UserWarning, match="computed again from its latents"):
-        again = fresh(identities=[person], **CALL).latents
+        again = fresh(identities=[person.weighted(1.0)], **CALL).latents
     np.testing.assert_allclose(again, expected, atol=1e-4)
 
     pipe.unload_lora_weights()
@@ -128,7 +132,7 @@ def test_wrong_names_leave_a_pipeline_as_it_was(folder, loras, tmp_path):
         (lambda: pipe.load_lora_weights("nowhere"), "nowhere does not exist"),
         (lambda: pipe.set_adapters("default_9"), "'default_9'"),
         (lambda: pipe.set_adapters("default_0", [1, 2]), "2 adapter_weights for 1"),
-        (lambda: pipe.set_adapters("default_0", "much"), "adapter_weights is 'much'"),
+        (lambda: pipe.set_adapters("default_0", 1e9), "adapter_weights"),
     ):
         with pytest.raises(UserError, match=words):
             call()
@@ -158,7 +162,9 @@ def test_what_may_stand_for_a_lora(loras, tmp_path, monkeypatch):
 
     monkeypatch.chdir(one.parent)
     assert find_lora("one") == find_lora("one.safetensors").with_suffix(".safetensors")
-    assert is_here("one:0.5") and is_here("one") and not is_here("owner/name=0.5")
+    assert is_here("one:0.5")
+    assert is_here("one")
+    assert not is_here("owner/name=0.5")
     assert located("one=0.5", one.parent) == f"{one}=0.5"
     assert located("owner/name=0.5", one.parent) == "owner/name=0.5"
     lone = tmp_path / "folder"

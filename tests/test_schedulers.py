@@ -65,18 +65,18 @@ def model(xp, x, t):
     return xp.tanh(0.8 * mixed) + 0.1 * xp.sin(3.0 * x + t / 200.0)
 
 
-def torch_trajectory(*arguments):
+def torch_trajectory(*arguments, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' and torch's own deprecations
-        return _torch_trajectory(*arguments)
+        return _torch_trajectory(*arguments, **more)
 
 
-def _torch_trajectory(name, prediction, steps, start, noises):
+def _torch_trajectory(name, prediction, steps, start, noises, **more):
     import diffusers
 
     torch = pytest.importorskip("torch")
     kind, options = TORCH[name]
-    config = {**SD15, "prediction_type": prediction}
+    config = {**SD15, "prediction_type": prediction, **more}
     scheduler = getattr(diffusers, kind).from_config(config, **options)
     scheduler.set_timesteps(steps)
     fresh = iter(noises)
@@ -122,8 +122,8 @@ def run(plan, answer, start, noises):
     return np.asarray(path)
 
 
-def our_trajectory(name, prediction, steps, start, noises):
-    plan = schedulers.plan(NoiseSchedule(prediction_type=prediction), name, steps)
+def our_trajectory(name, prediction, steps, start, noises, **more):
+    plan = schedulers.plan(NoiseSchedule(prediction_type=prediction, **more), name, steps)
     path = run(plan, functools.partial(model, jnp), plan.start_noise * start, noises)
     return plan.rows.timesteps, path
 
@@ -142,6 +142,23 @@ def test_agrees_with_pytorch_at_every_step(name, prediction):
     error = np.abs(path - expected).reshape(len(path), -1).max(1)
     scale = np.abs(expected).reshape(len(path), -1).max(1)
     assert (error / scale).max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "name", ["ddim", "ddim_trailing", "euler", "euler_ancestral", "dpmpp_2m", "unipc", "tcd"]
+)
+def test_zero_terminal_snr_agrees_too(name):
+    """Those of diffusers' schedulers that know it; DDIM has a true 0, the others 2⁻²⁴ as here."""
+    steps, more = 10, {"rescale_betas_zero_snr": True}
+    rng = np.random.default_rng(3)
+    start = rng.normal(size=SHAPE).astype(np.float32)
+    noises = rng.normal(size=(2 * steps, *SHAPE)).astype(np.float32)
+    times, expected = torch_trajectory(name, "v_prediction", steps, start, noises, **more)
+    our_times, path = our_trajectory(name, "v_prediction", steps, start, noises, **more)
+    np.testing.assert_allclose(our_times, times, atol=1e-2)
+    error = np.abs(path - expected).reshape(len(path), -1).max(1)
+    scale = np.abs(expected).reshape(len(path), -1).max(1)
+    assert (error / scale).max() <= 1e-3
 
 
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)

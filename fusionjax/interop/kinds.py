@@ -14,7 +14,8 @@ _KINDS = [
     (r"\blora_te[12]_|\blora_unet_(input_blocks_[78]_|down_blocks_2_attentions_1_transformer_"
      r"blocks_[1-9])|^text_encoder_2\..*lora", "an SDXL LoRA"),
     (r"lora_(down|up|A|B|mid)\b|lora\.(down|up)\b|_lora\.(down|up)|lora_linear_layer|\.hada_w|"
-     r"\.lokr_w", "a LoRA (give it as lora, on top of a base model)"),
+     r"\.lokr_w|\.dora_scale$|lora_magnitude_vector|\.diff(_b)?$|\.[wb]_norm$",
+     "a LoRA (give it as lora, on top of a base model)"),
     (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, which works by other means"),
     (r"^conditioner\.|^model\.diffusion_model\.label_emb\.|^add_embedding\.|text_encoder_2",
      "an SDXL checkpoint, and SDXL is not supported"),

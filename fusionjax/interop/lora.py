@@ -179,14 +179,13 @@ def _check_shapes(
     """Checks that the tensors build an update of the weight's shape."""
     shapes = {role: file[name] for role, name in names.items()}
     built = matrix_shape(shapes)
+    fits = built == (shape[0], int(np.prod(shape[1:])))
     length = next((shapes[role] for role in LENGTHS if role in shapes), None)
-    # For each row, [o], [o 1 1 1], peft's [1 o 1 1]; LyCORIS has had [1 i 1 1], by columns.
-    sizes = {shape[0]} if "dora_scale" not in shapes or length is None else {
-        shape[1] if len(length) > 1 and length[0] == 1 != length[1] else shape[0]
-    }  # fmt: skip
-    if built != (shape[0], int(np.prod(shape[1:]))) or (
-        length is not None and int(np.prod(length)) not in sizes
-    ):
+    if fits and length is not None:
+        # For each row, [o], [o 1 1 1], peft's [1 o 1 1]; LyCORIS has had [1 i 1 1], by columns.
+        by_columns = "dora_scale" in shapes and len(length) > 1 and length[0] == 1 != length[1]
+        fits = len(shape) > 1 and int(np.prod(length)) == shape[1 if by_columns else 0]
+    if not fits:
         tensors = " and ".join(f"{name} {list(file[name])}" for name in [*names.values()][:3])
         raise UserError(
             f"{file.path} was made for another base model: {tensors} do not fit {parameter} "
@@ -243,16 +242,18 @@ def _settings(file: SafetensorsFile) -> dict[str, dict[str, Any]]:
     try:
         if file.path.name == _PEFT_FILES[0] and beside.is_file():
             own: dict[str, Any] = schema.read_json(beside)
-            own.get("alpha_pattern", {}) or {}
-            return {"unet": own, "text_encoder": own}
-        result: dict[str, dict[str, Any]] = {"unet": {}, "text_encoder": {}}
-        for name, value in json.loads(file.metadata.get(_METADATA, "{}")).items():
-            part, _, option = name.partition(".")
-            result.setdefault(part, {})[option] = value
+            result = {"unet": own, "text_encoder": own}
+        else:
+            result = {"unet": {}, "text_encoder": {}}
+            for name, value in json.loads(file.metadata.get(_METADATA, "{}")).items():
+                part, _, option = name.partition(".")
+                result.setdefault(part, {})[option] = value
         for settings in result.values():
             (settings.get("alpha_pattern") or {}).items()
         return result
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{file.path}: its {_METADATA} make no sense; download it again") from None
+        raise UserError(
+            f"{file.path}: its alphas ({_METADATA}) make no sense; download it again"
+        ) from None

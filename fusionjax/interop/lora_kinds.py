@@ -88,7 +88,7 @@ def matrix_shape(shapes: Shapes) -> tuple[int, int] | None:
     """
     try:
         return _matrix_shape(shapes)
-    except ValueError:  # too few axes
+    except (ValueError, IndexError):  # too few axes
         return None
 
 

@@ -95,7 +95,7 @@ def located(lora: str, folder: Path) -> str:
     """A LoRA that lies in a folder by its full path; any other as it was written."""
     name, mark, strength = _split(lora)
     for text, rest in ((lora, ""), (name, mark + strength)):
-        if (found := _here(str(folder / Path(text).expanduser()))) is not None:
+        if text and (found := _here(text, folder)) is not None:
             return f"{found.absolute()}{rest}"
     return lora
 
@@ -131,9 +131,9 @@ def _is_pair(loras: Any) -> bool:
     )
 
 
-def _here(name: str) -> Path | None:
+def _here(name: str, folder: Path | None = None) -> Path | None:
     try:
-        path = Path(name).expanduser()
+        path = (folder or Path()) / Path(name).expanduser()
         if path.exists():
             return path
         path = path.with_name(path.name + _SUFFIX)
