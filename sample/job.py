@@ -8,7 +8,7 @@ Everything that can be checked without loading a model is checked here. An optio
 import dataclasses
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -248,6 +248,7 @@ def _person(values: Any, folder: Path | None) -> Person:
 def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     read = {}
+    find: Callable[[str, Path | None], str]
     for name, value in values.items():
         if name not in fields:
             raise UserError(unknown_name(str(name), [*fields, *_ONE_PERSON]))

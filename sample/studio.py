@@ -230,7 +230,7 @@ class Studio:
         return identity
 
     def _identity(self, person: Person, crop: str, photos: dict[str, Any]) -> "Identity":
-        from fusionjax.generation.encode import renewed
+        from fusionjax.generation.renewed import renewed
         from fusionjax.identity import Identity
 
         if person.fresh is not None:

@@ -60,7 +60,8 @@ def pose(image: Image.Image, face: Face) -> Float[np.ndarray, "3"]:
     roll = found[2]
     left, top, width, height = face.box
     x, y, half = left + width / 2, top + height / 2, _AROUND * width / 2
-    cut = image.convert("RGB").crop(tuple(map(round, (x - half, y - half, x + half, y + half))))
+    around = round(x - half), round(y - half), round(x + half), round(y + half)
+    cut = image.convert("RGB").crop(around)
     cut = cut.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     for _ in range(_LOOKS):
         if not (again := detect(cut.rotate(roll, Image.Resampling.BILINEAR))):

@@ -74,7 +74,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> CLIPTokenizer:
 
 def _write_tables(path: Path, folder: Path) -> None:
     """The two tables, and words that were added, out of a `tokenizer.json`."""
-    content = read_json(path, _Whole)
+    content: _Whole = read_json(path, _Whole)
     merges = [one if isinstance(one, str) else " ".join(one) for one in content.model.merges]
     (folder / "vocab.json").write_text(json.dumps(content.model.vocab), encoding="utf-8")
     text = "\n".join(["#version: 0.2", *merges, ""])
