@@ -108,7 +108,10 @@ def _deepface() -> tuple[Any, str]:
         try:
             from deepface import DeepFace
         except (ImportError, ValueError) as error:  # it lacks what it runs on
-            raise UserError(f"--deepface: {error}") from None
+            raise UserError(
+                f"--deepface: it does not start ({shortened(str(error), 250)}); "
+                "pip install 'fusionjax[tables]'"
+            ) from None
     return DeepFace, str(DeepFace.backend_engine)
 
 
