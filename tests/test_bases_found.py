@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fusionjax.errors import UserError
 from fusionjax.interop.hub import download
+from fusionjax.interop.names import to_torch_state
 from fusionjax.interop.tokenizer import load_tokenizer
 from fusionjax.models.base import BaseModel
 from tests import torch_reference as reference
@@ -174,8 +175,7 @@ def test_eight_bits_with_scales(pipe, folder, single, state, name, by_row):
             "scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}  # fmt: skip
     save_file(whole | {f"{layer}.weight": stored} | more, folder / "unet" / f"{UNET}.safetensors")
     found = BaseModel.from_pretrained(folder)
-    block = found.params["unet"]["mid_block"]["attentions_0"]["transformer_blocks_0"]
-    kernel = np.asarray(block["attn2"]["key"]["kernel"]).T
+    kernel = to_torch_state(found.params["unet"], np.float32)[f"{layer}.weight"]
     expected = stored.float() * (scale[:, None] if by_row else scale)
     np.testing.assert_allclose(kernel, expected, rtol=1e-6)
     np.testing.assert_allclose(kernel, weight, rtol=0.07, atol=float(scale.max()) / 256)

@@ -12,6 +12,8 @@ from fusionjax.interop import names
 from fusionjax.interop.lora_source import find_lora, is_here, located, parse_all
 from fusionjax.models.base import BaseModel
 from fusionjax.pipeline import FusionPipeline
+from sample.job import Job
+from sample.trust import check_models
 from tests.tiny import photo, tiny_base, tiny_fusion
 
 CALL = {"prompt": "a", "seed": 3, "num_inference_steps": 2, "guidance_scale": 3.0}
@@ -198,3 +200,18 @@ def test_loras_on_the_hub(loras, tmp_path, monkeypatch):
     assert find_lora("someone/detail", "detail.safetensors").name == "detail.safetensors"
     with pytest.raises(UserError, match="the hub did not give it"):
         find_lora("someone/else")
+
+
+def test_loras_of_a_scene_lie_beside_it_and_none_is_downloaded_unasked(loras):
+    one = loras["one"]
+    given = {"prompt": "a", "lora": ["one=0.5", "two.safetensors:2"], "prediction_type": "epsilon"}
+    job = Job.from_mapping(given, folder=one.parent)
+    assert job.lora == (f"{one}=0.5", f"{loras['two']}:2")
+    check_models(one, job, {})
+    job = Job.from_mapping({"prompt": "a", "lora": "someone/detail=0.5"}, folder=one.parent)
+    assert job.lora == ("someone/detail=0.5",)
+    with pytest.raises(UserError, match=r"names the lora 'someone/detail=0\.5', which is not here"):
+        check_models(one, job, {})
+    check_models(one, job, {"lora": job.lora})
+    with pytest.raises(UserError, match="prediction_type"):
+        Job.from_mapping({"prompt": "a", "prediction_type": "x0"})

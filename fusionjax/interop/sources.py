@@ -54,7 +54,7 @@ def open_base(
     dtype: Any,
     vae: str | os.PathLike[str] | None,
     files: contextlib.ExitStack,
-    prediction_type: PredictionType | None = None,
+    prediction_type: str | None = None,
 ) -> dict[str, Part]:
     """Opens the three parts of a base model.
 
@@ -96,7 +96,8 @@ def open_base(
             f"text encoder gives {text.config.hidden_size}; they do not belong together"
         )
     if prediction_type is not None:
-        schedule = dataclasses.replace(parts["unet"].schedule, prediction_type=prediction_type)
+        predicted: Any = prediction_type
+        schedule = dataclasses.replace(parts["unet"].schedule, prediction_type=predicted)
         parts["unet"] = parts["unet"]._replace(schedule=schedule)
     return parts
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, Key
 from safetensors.numpy import save_file
 
 from fusionjax.backend.flax_unet import decoder_ends_in_float32
-from fusionjax.diffusion.noise_schedule import NoiseSchedule, PredictionType
+from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
 from fusionjax.interop import configs, names, sources
 from fusionjax.interop.fingerprint import Fingerprint
@@ -68,7 +68,7 @@ class BaseModel:
         vae: str | os.PathLike[str] | None = None,
         lora: Any = (),
         tokenizer: str | os.PathLike[str] | None = None,
-        prediction_type: PredictionType | None = None,
+        prediction_type: str | None = None,
     ) -> "BaseModel":
         """Loads a base model, one tensor at a time.
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fusionjax.diffusion.noise_schedule import PredictionType
 from fusionjax.errors import UserError
 from fusionjax.interop import names, sources
 from fusionjax.interop.fingerprint import Fingerprint
@@ -60,7 +59,7 @@ def load(
     vae: str | os.PathLike[str] | None,
     loras: Loras,
     tokenizer: str | os.PathLike[str] | None,
-    prediction_type: PredictionType | None = None,
+    prediction_type: str | None = None,
 ) -> dict[str, Any]:
     """Loads a base model, one tensor at a time.
 
