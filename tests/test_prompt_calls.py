@@ -66,13 +66,16 @@ def test_long_short_and_given_prompts_are_the_same_however_they_come(pipe, perso
 
 
 def test_people_for_each_prompt(pipe, person):
-    """Two prompts, two people; each image is the one of its own call."""
+    """Each image follows its own people and their strength, in whatever order they come."""
     other = pipe.encode_identity(tiny.photo(2), crop="none")
-    both = pipe(["a dog", "a dog"], [[person], [other]], face_strength=[[1.0], [0.5]], seed=[3, 3],
-                **SHORT).latents  # fmt: skip
-    alone = pipe(["a dog", "a dog"], other, face_strength=0.5, seed=[3, 3], **SHORT).latents
-    assert np.allclose(both[1], alone[1], atol=1e-4)
-    assert np.abs(both[0] - both[1]).max() > 1e-3
+    options = {**SHORT, "seed": [3, 3]}
+    both = pipe(["a dog"] * 2, [[person], [other]], face_strength=[[1.0], [0.5]], **options)
+    turned = pipe(["a dog"] * 2, [[other], [person]], face_strength=[[0.5], [1.0]], **options)
+    assert np.allclose(both.latents, turned.latents[::-1], atol=1e-4)
+    weaker = pipe(["a dog"] * 2, [[person], [other]], face_strength=[[1.0], [0.0]], **options)
+    assert np.allclose(both.latents[0], weaker.latents[0], atol=1e-4)
+    for latents in (both.latents[0], weaker.latents[1]):
+        assert np.abs(both.latents[1] - latents).max() > 1e-3
 
 
 def test_a_learnt_word_in_a_picture(pipe, person):
