@@ -3,17 +3,17 @@
 import dataclasses
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from fusionjax.evaluation import metrics
 from fusionjax.evaluation.measure import Assignment, Measured
 from fusionjax.evaluation.suite import PROMPTED, Cases, Pixels, Suite
+from fusionjax.sheet import labelled_sheet
 
 TRUTH = "another true picture of the person (floor)"
 STRANGER = "a different person (ceiling)"
@@ -206,30 +206,14 @@ def sheet(
         The sheet.
     """
     per_person = len(cases.cases[0])
-    columns = ["photo", *painted, "the drawing"]
-    gap, words = 4, 150
-    chosen = [
-        (index, number)
-        for index in range(min(people, len(cases.people)))
-        for number in range(min(prompts, per_person))
-    ]
-    width = words + len(columns) * (side + gap)
-    canvas = Image.new("RGB", (width, 20 + len(chosen) * (side + gap)), "white")
-    write = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(11)
-    for column, name in enumerate(columns):
-        write.text((words + column * (side + gap), 3), name, fill="black", font=font)
-    for row, (index, number) in enumerate(chosen):
-        case = cases.cases[index][number]
-        top = 20 + row * (side + gap)
-        text = "\n".join(textwrap.wrap(case.prompt, 25))
-        write.multiline_text((3, top + 3), text, fill="black", font=font)
-        place = index * per_person + number
-        shown = [cases.photos[case.person][0], *(each[place] for each in painted.values())]
-        for column, picture in enumerate([*shown, case.truth]):
-            image = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
-            canvas.paste(image, (words + column * (side + gap), top))
-    return canvas
+    rows = []
+    for index in range(min(people, len(cases.people))):
+        for number in range(min(prompts, per_person)):
+            case = cases.cases[index][number]
+            ways = [each[index * per_person + number] for each in painted.values()]
+            shown = [cases.photos[case.person][0], *ways, case.truth]
+            rows.append((case.prompt, [Image.fromarray(each) for each in shown]))
+    return labelled_sheet(["photo", *painted, "the drawing"], rows, side=side)
 
 
 def pair_sheet(
@@ -246,20 +230,12 @@ def pair_sheet(
     Returns:
         The sheet.
     """
-    columns = ["left", "right", *painted]
-    gap = 4
-    count = min(pairs, len(cases.pairs))
-    canvas = Image.new("RGB", (len(columns) * (side + gap), 20 + count * (side + gap)), "white")
-    write = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(11)
-    for column, name in enumerate(columns):
-        write.text((column * (side + gap) + 3, 3), name, fill="black", font=font)
-    for row, pair in enumerate(cases.pairs[:count]):
+    rows = []
+    for row, pair in enumerate(cases.pairs[:pairs]):
         photos = [cases.photos[person][0] for person in pair.people]
-        for column, picture in enumerate([*photos, *(each[row] for each in painted.values())]):
-            image = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
-            canvas.paste(image, (column * (side + gap), 20 + row * (side + gap)))
-    return canvas
+        shown = [*photos, *(each[row] for each in painted.values())]
+        rows.append(("", [Image.fromarray(each) for each in shown]))
+    return labelled_sheet(["left", "right", *painted], rows, side=side)
 
 
 def write(results: Results, sheets: Mapping[str, Image.Image], folder: Path) -> None:
