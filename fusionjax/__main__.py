@@ -5,6 +5,7 @@
     fusionjax export RUN_DIR adapter.safetensors      it, for PyTorch, or to share
     fusionjax import adapter.safetensors DIR          back into a run's folder
     fusionjax evaluate --output DIR …                 tables and contact sheets
+    fusionjax figure NAME --output sheet.png          one of the paper's sheets, for your own model
     fusionjax cache …                                 a dataset's latents, computed once
 
 `fusionjax COMMAND --help` says more; `python -m fusionjax`, `python -m sample` and
@@ -22,6 +23,7 @@ from fusionjax.command import run_command, with_version
 _ELSEWHERE = {
     "cache": "fusionjax.data.cache_command",
     "evaluate": "fusionjax.evaluation.__main__",
+    "figure": "sample.figure_command",
     "prepare": "fusionjax.data.prepare_command",
     "sample": "sample.__main__",
     "train": "train.main",

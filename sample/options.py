@@ -180,7 +180,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     people = _taken(values, Person)
     for name, needed in (("weights", "faces"), ("looks", "fresh")):
         if name in people and needed not in people:
-            raise UserError(f"{_flag(name)} is given without {_flag(needed)}")
+            raise UserError(f"{flag_of(name)} is given without {flag_of(needed)}")
     nobody = values.pop("no_face", False)
     _only_one([n for n in ("faces", "fresh") if n in people] + ["no_face"] * nobody)
     if nobody:
@@ -191,7 +191,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     if "requests" in options:
         for name in ("attention_share", "save_identity", "depth_from", "show_crops", "dry_run"):
             if options.get(name):
-                raise UserError(f"{_flag(name)} does not go with --requests")
+                raise UserError(f"{flag_of(name)} does not go with --requests")
         if values.get("seed") == RANDOM:
             raise UserError(
                 "--seed random does not go with --requests, which are known by what they say; "
@@ -221,7 +221,9 @@ def _taken(values: dict[str, Any], kind: Any) -> dict[str, Any]:
 
 def _only_one(names: list[str]) -> None:
     if len(names) > 1:
-        raise UserError(f"{_flag(names[0])} and {_flag(names[1])} are both given; use one of them")
+        raise UserError(
+            f"{flag_of(names[0])} and {flag_of(names[1])} are both given; use one of them"
+        )
 
 
 def _flagged(*kinds: Any) -> list[dataclasses.Field[Any]]:
@@ -233,7 +235,7 @@ def _flags(field: dataclasses.Field[Any]) -> tuple[str, ...]:
     return field.metadata["flags"] or (f"--{field.name.replace('_', '-')}",)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
     """The flag of a field."""
     fields = {field.name: field for field in _flagged(Job, Person, Options)}
     return _flags(fields[name])[0] if name in fields else f"--{name.replace('_', '-')}"

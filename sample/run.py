@@ -66,12 +66,9 @@ def run(options: Options) -> int:
         nobody = options.given.get("people") == []
         print(dry_run(job, options.batch_size, options.target, nobody=nobody, devices=devices))
         return 0
-    if options.depth_from is not None and not job.controlnet:
-        raise UserError("--depth-from is given without --controlnet")
-    if options.depth_from is not None and not options.depth_model:
-        raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
     if options.requests is not None:
         return run_requests(options, job, devices)
+    check_control(options, job)
     if within is None:
         job = with_embedded_face(job, options.given)
     job = completed(job)
@@ -88,9 +85,17 @@ def run(options: Options) -> int:
             f"--save-identity is {options.save_identity}; its name must end in .safetensors, "
             "so that --face knows it"
         )
+    return _run_job(options, job, devices)
+
+
+def check_control(options: Options, job: Job) -> None:
+    """Raises UserError for a ControlNet, or a depth, without what it needs."""
+    if options.depth_from is not None and not job.controlnet:
+        raise UserError("--depth-from is given without --controlnet")
+    if options.depth_from is not None and not options.depth_model:
+        raise UserError("--depth-from needs --depth-model, a depth model's folder or hub id")
     if job.controlnet and not (job.control_image or options.depth_from):
         raise UserError("a ControlNet is given without --control-image (or --depth-from)")
-    return _run_job(options, job, devices)
 
 
 def _run_job(options: Options, job: Job, devices: Any) -> int:

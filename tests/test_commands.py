@@ -19,6 +19,7 @@ COMMANDS = [
     ["fusionjax", "cache"],
     ["fusionjax", "evaluate"],
     ["fusionjax", "export"],
+    ["fusionjax", "figure"],
     ["fusionjax", "import"],
     ["fusionjax", "prepare"],
     ["fusionjax", "sample"],
