@@ -126,6 +126,7 @@ def differ(*pictures):
     return all(np.abs(a - b).max() > 8 for a, b in itertools.combinations(pictures, 2))
 
 
+@pytest.mark.slow
 def test_references(world, figure, tmp_path):
     """One photo gives what `sample` paints; mixtures begin with one person, end with the other."""
     sheet = figure("references")
@@ -150,6 +151,7 @@ def test_references(world, figure, tmp_path):
     assert np.array_equal(cell(sheet, 0, 6, top=top), photo(world, "bo"))
 
 
+@pytest.mark.slow
 def test_people(world, figure, tmp_path):
     """Masks give what `sample` paints of a scene with boxes; another order is another picture."""
     sheet = figure("people")
@@ -190,6 +192,7 @@ def test_styles(world, figure):
         assert differ(*(cell(sheet, row, column) for column in range(3)))
 
 
+@pytest.mark.slow
 def test_a_depth(world, tmp_path):
     """Two columns more: the depth, and the picture that keeps to it; the others do without."""
     torch = pytest.importorskip("torch")
@@ -204,6 +207,7 @@ def test_a_depth(world, tmp_path):
     words = ["people", "--people", world / "people", "--prompts", world / "prompts.txt", "--fusion",
              world / "fusion.safetensors", "--batch-size", "4", "--quiet", "--cache", "", *STEPS,
              "--controlnet", world / "controlnet", "--control-image", world / "depth.png",
+             "--control-strength", "0.1",  # random weights would drown the people
              "--output", tmp_path / "depth.png"]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     sheet = Image.open(tmp_path / "depth.png")
@@ -212,7 +216,8 @@ def test_a_depth(world, tmp_path):
     assert heads(sheet, [*names, "masks and depth"])
     depth = Image.open(world / "depth.png").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     assert np.array_equal(cell(sheet, 0, 6), np.asarray(depth).astype(int))
-    assert differ(cell(sheet, 0, 5), cell(sheet, 0, 7), cell(sheet, 1, 7))
+    assert differ(cell(sheet, 0, 5), cell(sheet, 0, 7))
+    assert np.abs(cell(sheet, 0, 7) - cell(sheet, 1, 7)).max() > 2
     if (world / "people.png").is_file():  # of the test above: a ControlNet of no weight is none
         free = Image.open(world / "people.png")
         assert np.abs(cell(sheet, 1, 5) - cell(free, 1, 5)).max() <= 2
@@ -230,6 +235,7 @@ def test_the_example_people_are_of_the_embedded_ones(tmp_path):
             assert np.abs(np.asarray(Image.open(path)).astype(int) - drawn).mean() < 1
 
 
+@pytest.mark.slow
 def test_the_embedded_models_people(tmp_path):
     """Without a word of a model: four people by one prompt, nearest to their own photos."""
     (tmp_path / "prompts.txt").write_text("{person} laughing, in an astronaut suit, in a garden\n")
