@@ -12,13 +12,18 @@ paints real people, a folder of photos each, by 100 prompts or those of a file (
 `{person}` for a person), and measures that beside other methods' pictures, which are found as
 FOLDER/person/0001.png (the first prompt) and so on. Without --fusion it measures those alone.
 What is painted already is kept, so that a stopped command goes on.
+
+    python -m fusionjax evaluate --suite faces … --face-strengths 0,0.5,1,1.5,2 --output curve/
+
+does so at each strength, in a folder of its own, and draws identity against prompt (`curve.png`,
+`curve.md`, `curve.json`); of the suite `mini` too.
 """
 
 import argparse
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps of the sampler")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance")
     parser.add_argument("--face-strength", type=float, help="strength of the faces")
+    parser.add_argument(
+        "--face-strengths", type=_numbers, metavar="λ,λ,…",
+        help="several strengths: a curve of identity against prompt",
+    )  # fmt: skip
     parser.add_argument("--scheduler", help="the sampler")
     parser.add_argument("--batch-size", type=int, help="pictures painted at once")
     parser.add_argument("--seed", type=int, help="of people, prompts and noise")
@@ -97,6 +106,13 @@ def _method(text: str) -> tuple[str, str]:
     return name, folder
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers, as in 0,0.5,1") from None
+
+
 def _of_suite(args: argparse.Namespace, suite: type, others: Sequence[str]) -> dict[str, Any]:
     """What was given of a suite's fields; what only another suite knows is refused."""
     for name in others:
@@ -113,12 +129,18 @@ _OF_MINI = ("decoupled", "recogniser", "split", "pairs", "photos")
 def _run(args: argparse.Namespace) -> None:
     from fusionjax.files import make_folder
 
+    if args.face_strength is not None and args.face_strengths is not None:
+        raise UserError("--face-strength and --face-strengths are both given; use one of them")
+    if args.face_strengths is not None:
+        for name in ("decoupled", "pairs", "photos"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} does not go with --face-strengths")
     make_folder(Path(args.output))
     (_run_faces if args.suite == "faces" else _run_mini)(args, Path(args.output))
 
 
 def _run_faces(args: argparse.Namespace, folder: Path) -> None:
-    from fusionjax.evaluation import evaluate, faces_report, faces_suite
+    from fusionjax.evaluation import evaluate, faces_report, faces_suite, strengths
 
     if args.people is None:
         raise UserError("--suite faces needs --people FOLDER, with a folder of photos for each")
@@ -130,6 +152,11 @@ def _run_faces(args: argparse.Namespace, folder: Path) -> None:
     pipeline = None
     if args.fusion is not None or args.base is not None:
         pipeline = functools.partial(evaluate.open_pipeline, args.base, args.fusion)
+    if args.face_strengths is not None:
+        _draw_curve(lambda told: strengths.run_faces(
+            suite, args.face_strengths, folder, pipeline, told
+        ), folder)  # fmt: skip
+        return
     with progress_bar("evaluating") as progress:
         results = faces_suite.run(
             suite, folder, pipeline, lambda stage, done, of: progress(done, of, stage)
@@ -140,8 +167,21 @@ def _run_faces(args: argparse.Namespace, folder: Path) -> None:
         print(f"{faces_report.table(results)}\n{folder} holds it, with all numbers and a sheet")
 
 
+def _draw_curve(run: Callable[[Any], Any], folder: Path) -> None:
+    """Runs a suite at several strengths, and says what it gave."""
+    from fusionjax.evaluation import strengths
+
+    with progress_bar("evaluating") as progress:
+        made = run(lambda stage, done, of: progress(done, of, stage))
+    if made is None:
+        print("its share is painted; once all are, the command without --share measures")
+    else:
+        print(f"{strengths.table(made)}\n{folder} holds it, with curve.png")
+
+
 def _run_mini(args: argparse.Namespace, folder: Path) -> None:
-    from fusionjax.evaluation import evaluate, report
+    from fusionjax.evaluation import evaluate, report, strengths
+    from fusionjax.evaluation.recogniser import Recogniser
     from fusionjax.evaluation.suite import Suite
 
     for name in ("people", "prompts"):
@@ -150,6 +190,14 @@ def _run_mini(args: argparse.Namespace, folder: Path) -> None:
                 raise UserError(f"--{name} is {told(value)}; of --suite mini it is a whole number")
             setattr(args, name, int(value))
     suite = Suite(**_of_suite(args, Suite, _OF_FACES))
+    if args.face_strengths is not None:
+        strengths.check_strengths(args.face_strengths)
+        judge = Recogniser.from_pretrained(args.recogniser)
+        pipe = evaluate.open_pipeline(args.base, args.fusion)
+        _draw_curve(lambda told: strengths.run_mini(
+            suite, args.face_strengths, pipe, judge, folder, told
+        ), folder)  # fmt: skip
+        return
     with progress_bar("evaluating") as progress:
         results, sheets = evaluate.evaluate(
             suite,
