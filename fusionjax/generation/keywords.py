@@ -61,7 +61,6 @@ def read_call(
         UserError: if an argument is wrong.
     """
     texts = read_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-    people = people_of_each(identities, face_strength, masks, len(texts))
     name = "num_images_per_prompt"
     num_images_per_prompt = typed(num_images_per_prompt, whole(1, MOST_IMAGES), name)
     count = len(texts) * num_images_per_prompt
@@ -70,6 +69,7 @@ def read_call(
     check_settings(settings, model)
     height, width = settings.size
     size = (width, height)
+    people = people_of_each(identities, face_strength, masks, len(texts), size)
     if latents is not None:
         latents = numbers(latents, "latents")
         expected = (count, *model.grid(height, width), model.base.unet.in_channels)

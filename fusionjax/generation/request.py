@@ -24,6 +24,7 @@ from fusionjax.options import (
     option,
 )
 from fusionjax.photos import PhotoSource, read_photo
+from fusionjax.regions import box_mask as box_mask
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -312,34 +313,3 @@ def fit_mask(source: PhotoSource, size: tuple[int, int]) -> Float[np.ndarray, "H
         UserError: as `fit_image`.
     """
     return fit_image(source, size, behind="black").mean(-1)
-
-
-def box_mask(box: Sequence[float], height: int, width: int) -> Float[np.ndarray, "H W"]:
-    """A mask that is 1 inside a box.
-
-    Args:
-        box: left, top, right, bottom as fractions of the picture, in [0, 1].
-        height: of the picture in pixels.
-        width: of the picture in pixels.
-
-    Returns:
-        The mask; every pixel that the box touches is in it.
-
-    Raises:
-        UserError: if the box is not four numbers in order.
-    """
-    values = [float(value) for value in box]
-    if len(values) != 4 or not (
-        0 <= values[0] < values[2] <= 1 and 0 <= values[1] < values[3] <= 1
-    ):
-        raise UserError(
-            f"the box is {list(box)}; it must be left, top, right, bottom with "
-            "0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1"
-        )
-    mask = np.zeros((height, width), np.float32)
-    left, top, right, bottom = values
-    mask[
-        int(np.floor(top * height)) : int(np.ceil(bottom * height)),
-        int(np.floor(left * width)) : int(np.ceil(right * width)),
-    ] = 1
-    return mask

@@ -16,7 +16,6 @@ Nothing here needs Flax's or PyTorch's models.
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +26,7 @@ from safetensors.numpy import save_file
 from fusionjax.errors import UserError, shortened, told
 from fusionjax.files import whole_file
 from fusionjax.interop.fingerprint import Fingerprint
+from fusionjax.interop.fits import check_shapes, warn_of_other_base
 from fusionjax.interop.kinds import kind_of
 from fusionjax.options import FusionOptions
 from fusionjax.safetensors_file import SafetensorsFile, check_seal, sealed
@@ -225,28 +225,3 @@ def check_fits(
                     "can; use dtype float32 (--dtype float32), or export the adapter again"
                 )
     warn_of_other_base(adapter.base, adapter.base_fingerprint, fingerprint, name)
-
-
-def check_shapes(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], name: str
-) -> None:
-    """Raises UserError unless both map the same layers to the same shapes."""
-    for layer in [*expected, *found]:
-        if found.get(layer) != expected.get(layer):
-            raise UserError(
-                f"{name} was trained for another base model: {layer} has shape "
-                f"{found.get(layer, 'none')} in the adapter, {expected.get(layer, 'none')} in the "
-                f"base ({len(found)} and {len(expected)} layers in all)"
-            )
-
-
-def warn_of_other_base(
-    base: str | None, trained: str | None, present: str | None, name: str
-) -> None:
-    """Warns if both fingerprints are known and differ."""
-    if trained is not None and present is not None and trained != present:
-        warnings.warn(
-            f"{name} was trained on the base {base or 'unknown'} with fingerprint {trained}; this "
-            f"base has {present}: faces may come out less alike",
-            stacklevel=3,
-        )

@@ -3,6 +3,7 @@
 Nothing here needs Flax's or PyTorch's models.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from fusionjax.errors import UserError
 from fusionjax.safetensors_file import shards_of
 
+ADAPTER = "adapter.safetensors"  # in a folder, also as it lies on the hub
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)")
 _CONFIGS = (
@@ -108,3 +110,31 @@ def only_one(source: str, files: Sequence[Path]) -> Path:
             f"{source} holds {len(files)} .safetensors files ({names}); name one of them in full"
         )
     return files[0]
+
+
+def adapter_file(source: str | os.PathLike[str]) -> Path:
+    """Where an exported adapter lies.
+
+    Args:
+        source: its file, a folder that holds `adapter.safetensors`, or its name on the hub:
+            `owner/name`, or `owner/name/file.safetensors`.
+
+    Returns:
+        The file; whether it is one is for its reader to say.
+
+    Raises:
+        UserError: if the folder holds none, or the hub gives none.
+    """
+    path, name = Path(source), os.fspath(source)
+    if path.is_dir():
+        if not (path / ADAPTER).is_file():
+            raise UserError(
+                f"{name!r} holds no {ADAPTER}; name an adapter's file, or make one with "
+                f"`fusionjax export {name} adapter.safetensors`"
+            )
+        return path / ADAPTER
+    if path.exists() or not looks_like_hub_id(name):
+        return path
+    if name.endswith(".safetensors"):
+        return download(name, ()) if _FILE.fullmatch(name) else path
+    return download(f"{name}/{ADAPTER}", ())
