@@ -2,7 +2,8 @@
 
     fusionjax sample …                                images of people
     fusionjax train [CONFIG] …                        an adapter of your own
-    fusionjax export RUN_DIR adapter.safetensors      it, for PyTorch, or to share
+    fusionjax export RUN_DIR adapter.safetensors      it, for PyTorch
+    fusionjax export RUN_DIR FOLDER                   it, with a page about it, to share
     fusionjax import adapter.safetensors DIR          back into a run's folder
     fusionjax evaluate --output DIR …                 tables and contact sheets
     fusionjax figure NAME --output sheet.png          one of the paper's sheets, for your own model
@@ -16,6 +17,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fusionjax.command import run_command, with_version
 
@@ -51,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fusionjax.models import adapter
 
         if args.command == "export":
-            adapter.export_adapter(args.fusion, args.output)
+            missing = adapter.export_adapter(args.fusion, args.output)
+            if missing:
+                page = Path(args.output) / "README.md"
+                print(
+                    f"{page}: fill in {' and '.join(missing)} before you share it", file=sys.stderr
+                )
         else:
             adapter.import_adapter(args.adapter, args.output)
         print(args.output)
@@ -68,9 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     with_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    export = commands.add_parser("export", help="write a run's adapter as one safetensors file")
-    export.add_argument("fusion", help="a run's folder, or one step's folder in its checkpoints/")
-    export.add_argument("output", help="the file to write, *.safetensors")
+    export = commands.add_parser("export", help="write a run's adapter, as one file or to share")
+    export.add_argument("fusion", help="a run's folder, one step's in checkpoints/, or a file")
+    export.add_argument("output", help="the file to write, *.safetensors; or a folder")
     back = commands.add_parser("import", help="make a run's folder from an exported adapter")
     back.add_argument("adapter", help="an exported adapter, *.safetensors")
     back.add_argument("output", help="the folder to make")

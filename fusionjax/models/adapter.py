@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from fusionjax.embedded import MINI, MINI_BASE, MINI_FUSION, base_source, is_min
 from fusionjax.errors import UserError, told
 from fusionjax.files import whole_folder, write_whole
 from fusionjax.interop.adapter_file import METADATA, Adapter, load_adapter_file, save_adapter
-from fusionjax.models.checkpoint import Checkpoints, newest_ema
+from fusionjax.interop.hub import ADAPTER
+from fusionjax.interop.one_file import one_file
+from fusionjax.models import card
+from fusionjax.models.checkpoint import Checkpoints, newest_ema, newest_step
 from fusionjax.options import FusionOptions
 from fusionjax.safetensors_file import SafetensorsFile
 from fusionjax.schema import read_json, typed
+
+IMPORTED = "imported"
 
 
 def adapter_base(path: str | Path) -> str | None:
@@ -31,6 +37,8 @@ def adapter_base(path: str | Path) -> str | None:
     """
     path = Path(path)
     try:
+        if _is_exported(path):
+            path = path / ADAPTER
         if path.is_file():
             with SafetensorsFile(path) as file:
                 base = json.loads(file.metadata[METADATA]).get("base")
@@ -50,8 +58,8 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Loads a trained adapter, its averaged weights.
 
     Args:
-        path: a run's folder (its newest checkpoint), one step's folder in `checkpoints/`, or an
-            exported `.safetensors`.
+        path: a run's folder (its newest checkpoint), one step's folder in `checkpoints/`, an
+            exported `.safetensors`, or a folder that was exported.
 
     Returns:
         The adapter, with numpy arrays and with a base that can be loaded from anywhere.
@@ -60,6 +68,8 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         UserError: if there is none, or the run trained something else.
     """
     path = Path(path)
+    if _is_exported(path):
+        path = path / ADAPTER
     if path.is_file():
         adapter = load_adapter_file(path)
         return adapter._replace(base=adapter.base and base_source(adapter.base))
@@ -129,21 +139,45 @@ def find_models(
     return base, adapter
 
 
-def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
-    """Writes a trained adapter, its averaged weights, as one file.
+def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str]) -> list[str]:
+    """Writes a trained adapter, its averaged weights: as one file, or as a folder to be shared.
 
     Args:
-        fusion: a run's folder, or one step's folder in its `checkpoints/`.
-        output: the `.safetensors` file to write.
+        fusion: a run's folder, one step's folder in its `checkpoints/`, or an exported file.
+        output: the `.safetensors` file to write; or a folder, for `adapter.safetensors`, a page
+            that tells of it (`README.md`), the run's newest picture, and a file with which
+            PyTorch diffusers uses it without this package.
+
+    Returns:
+        What the page leaves for its author to fill in; of a file nothing.
 
     Raises:
-        UserError: if there is no adapter, or the file exists or cannot be written.
+        UserError: if there is no adapter, or the output exists or cannot be written.
     """
-    target = Path(output)
-    if target.suffix != ".safetensors":
-        raise UserError(f"{output} must end in .safetensors")
+    target, path = Path(output), Path(fusion)
+    name = None if target.suffix == ".safetensors" else card.page_name(target)
     _refuse_existing(target)
-    adapter = load_adapter(Path(fusion))
+    adapter = load_adapter(path)
+    if name is None:
+        _save(target, adapter)
+        return []
+    training = None
+    if not (path.is_file() or _is_exported(path)):
+        run = _run_of(path)
+        step = newest_step(run) if run is path else int(path.name)
+        if read_json(run / "config.json").get("kind") != IMPORTED:
+            training = card.Training.of(run, step)
+    page, missing = card.write_card(adapter, name, training)
+    with whole_folder(target) as beside:
+        _save(beside / ADAPTER, adapter)
+        write_whole(beside / "README.md", page)
+        write_whole(beside / card.CODE, one_file())
+        if training is not None and training.picture is not None:
+            shutil.copyfile(training.picture, beside / card.PICTURE)
+    return missing
+
+
+def _save(target: Path, adapter: Adapter) -> None:
     # The embedded model lies elsewhere on another machine; its name holds everywhere.
     base = MINI if adapter.base == base_source(MINI) else adapter.base
     save_adapter(
@@ -153,6 +187,11 @@ def export_adapter(fusion: str | os.PathLike[str], output: str | os.PathLike[str
         base=base,
         base_fingerprint=adapter.base_fingerprint,
     )
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a folder is one that `export_adapter` wrote, and no run's."""
+    return (path / ADAPTER).is_file() and not (path / "config.json").is_file()
 
 
 @flax.struct.dataclass
@@ -177,7 +216,7 @@ def import_adapter(adapter: str | os.PathLike[str], output: str | os.PathLike[st
     _refuse_existing(folder)
     loaded = load_adapter_file(adapter)
     config = {
-        "kind": "imported",
+        "kind": IMPORTED,
         "base": loaded.base,
         "base_fingerprint": loaded.base_fingerprint,
         "fusion": loaded.options.to_json(),

@@ -281,6 +281,15 @@ def newest_ema(run: str | Path) -> Any:
     Warns:
         UserWarning: of newer steps that are damaged.
     """
+    return _newest(run)[1]
+
+
+def newest_step(run: str | Path) -> int:
+    """The step that `newest_ema` reads, see there."""
+    return _newest(run)[0]
+
+
+def _newest(run: str | Path) -> tuple[int, Any]:
     folder = Path(run) / "checkpoints"
     found = None
     if folder.is_dir():
@@ -291,4 +300,4 @@ def newest_ema(run: str | Path) -> Any:
             checkpoints.close()
     if found is None:
         raise UserError(f"{str(run)!r} holds no complete checkpoint")
-    return found[1]
+    return found
