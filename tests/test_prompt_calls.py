@@ -14,7 +14,7 @@ from fusionjax.generation.keywords import seeds_of
 from fusionjax.pipeline import FusionPipeline
 from sample.__main__ import main
 from sample.dry_run import text_length
-from sample.formats import checksums, read_picture
+from sample.inputs import checksums, read_picture
 from sample.job import Job
 from sample.options import parse
 from sample.trust import check_files
