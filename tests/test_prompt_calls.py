@@ -14,10 +14,10 @@ from fusionjax.generation.keywords import seeds_of
 from fusionjax.pipeline import FusionPipeline
 from sample.__main__ import main
 from sample.dry_run import text_length
-from sample.inputs import checksums, read_picture
+from sample.formats import read_picture
+from sample.inputs import Remembered, checksums, find
 from sample.job import Job
 from sample.options import parse
-from sample.trust import check_files
 from tests import tiny
 
 LONG = "a band in the rain and " * 5  # letters are tokens
@@ -163,7 +163,9 @@ def pixels(path):
 
 def test_the_command_reads_weights_chunks_and_learnt_words(base_folder, tmp_path, capsys):
     """One picture of all three, repeated from its own text, and refused when the word changes."""
-    learnt, out = tmp_path / "learnt.safetensors", tmp_path / "out"
+    out = tmp_path / "out"
+    out.mkdir()
+    learnt = out / "learnt.safetensors"
     rng = np.random.default_rng(0)
     save_file({"emb_params": rng.normal(size=(2, 32)).astype(np.float32)}, learnt)
     run(base_folder, out, "--prompt", LONG + "(<toy>:1.3)", "--prompt-weights", "--long-prompts",
@@ -197,12 +199,17 @@ def test_learnt_words_are_files_that_are_checked(tmp_path, monkeypatch):
     sums = checksums(job)
     assert set(sums) == {str(path), f"{path}=<c>"}
     assert len(set(sums.values())) == 1
+
+    def found(told, sums):
+        how = {"by_path": True, "trust": False, "remembered": Remembered("")}
+        return find(tmp_path / "p.png", told, sums, **how)
+
     told = json.loads(json.dumps(job.to_json()))
-    check_files(tmp_path / "p.png", told, sums)
+    assert found(told, sums) == told | {"textual_inversion": list(job.textual_inversion)}
     far = "/etc/hostname=../../" + str(path)
     for name in ("/etc/hostname", "/etc/hostname=<c>", far):
         with pytest.raises(UserError, match="outside the current folder"):
-            check_files(tmp_path / "p.png", {"textual_inversion": [name]}, {name: "0"})
+            found({"textual_inversion": [name]}, {name: "0"})
     with pytest.raises(UserError, match=r"none\.pt does not exist"):
         Job.from_mapping({"textual_inversion": "none.pt=<c>"})
 
