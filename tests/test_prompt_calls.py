@@ -153,7 +153,18 @@ def base_folder(tmp_path_factory):
 
 
 def run(base, out, *words, status=0):
-    command = ["--base", base, "--no-face", "--steps", 1, "--cache", "", "--quiet", "--output", out]
+    command = [
+        "--base",
+        base,
+        "--no-face",
+        "--steps",
+        1,
+        "--cache",
+        base / "cache",
+        "--quiet",
+        "--output",
+        out,
+    ]
     assert main([str(word) for word in (*command, *words)]) == status
 
 
@@ -174,7 +185,8 @@ def test_the_command_reads_weights_chunks_and_learnt_words(base_folder, tmp_path
     job = read_picture(out / "0001_seed3.png")
     assert (job.prompt_weights, job.long_prompts) == (True, "chunks")
     assert job.textual_inversion == (f"{learnt}=<toy>",)
-    again = ["--from", str(out / "0001_seed3.png"), "--trust", "--quiet", "--cache", ""]
+    again = ["--from", str(out / "0001_seed3.png"), "--trust", "--quiet"]
+    again += ["--cache", str(base_folder / "cache")]
     assert main([*again, "--output", str(tmp_path / "again")]) == 0
     repeated = pixels(tmp_path / "again" / "0001_seed3.png")
     assert np.array_equal(repeated, pixels(out / "0001_seed3.png"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fusionjax.attention import attention
 from fusionjax.errors import UserError
 from fusionjax.generation.model import Model
 from fusionjax.generation.prompt_weights import likely_weight, read_weights
@@ -230,6 +231,22 @@ def test_texts_of_other_shapes_share_no_batch(model):
     kinds = {text_kind(request, model) for request in (plain, long, weighted)}
     assert len(kinds) == 3
     assert text_kind(Request("the band", prompt_weights=True), model) == text_kind(plain, model)
+
+
+@pytest.mark.parametrize("length", [77, 154, 231])
+def test_text_and_faces_share_a_softmax_whatever_the_texts_length(length):
+    """Equations 3 to 5 of one image with two photos, with matrices in float64."""
+    rng = np.random.default_rng(length)
+    shapes = [(1, 6, 1, 8), (1, length, 1, 8), (1, length, 1, 8), (1, 2, 5, 1, 8), (1, 2, 5, 1, 8)]
+    q, kc, vc, kf, vf = (rng.normal(size=shape) for shape in shapes)
+    bias = np.log([[[0.5, 2.0]]])
+    ours = attention(*(x.astype(np.float32) for x in (q, kc, vc, kf, vf, bias)))
+    keys = np.concatenate([kc[0, :, 0], kf[0].reshape(10, 8)])
+    values = np.concatenate([vc[0, :, 0], vf[0].reshape(10, 8)])
+    logits = q[0, :, 0] @ keys.T / np.sqrt(8)
+    logits += np.repeat([0, np.log(0.5), np.log(2.0)], [length, 5, 5])
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(ours)[0, :, 0], shares @ values, atol=1e-5)
 
 
 # --- text states in place of prompts --------------------------------------------------------------
