@@ -262,8 +262,8 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
             find = _existing_inversion if name == "textual_inversion" else _existing
             read[name] = _each(read[name], lambda path, find=find: find(path, folder))
         elif kind == "source":  # may also be the name of something on a hub
-            find = _lora_if_existing if name == "lora" else _if_existing
-            read[name] = _each(read[name], lambda path, find=find: find(path, folder))
+            locate = _lora_if_existing if name == "lora" else _if_existing
+            read[name] = _each(read[name], lambda path, locate=locate: locate(path, folder))
     return read
 
 

@@ -161,8 +161,7 @@ def test_eight_bits(pipe, state, single, dtype):
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
 
 
-@pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
-@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize(("name", "by_row"), [("scale_weight", False), ("weight_scale", True)])
 def test_eight_bits_with_scales(pipe, folder, single, state, name, by_row):
     """One scale for a weight or one for each row, beside linear layers, in both layouts."""
     whole = pipe.unet.state_dict()

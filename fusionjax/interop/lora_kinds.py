@@ -105,13 +105,13 @@ def _matrix_shape(shapes: Shapes) -> tuple[int, int] | None:
     for i in (1, 2):
         whole = shapes.get(f"lokr_w{i}")
         if whole is not None:
-            first, *rest = whole
-            halves.append((first, math.prod(rest)))
+            half: tuple[int, int] | None = (whole[0], math.prod(whole[1:]))
         else:
-            halves.append(_cored(shapes, f"lokr_t{i}", f"lokr_w{i}_a", f"lokr_w{i}_b"))
-    if None in halves:
-        return None
-    (a, b), (c, d) = halves  # type: ignore[misc]
+            half = _cored(shapes, f"lokr_t{i}", f"lokr_w{i}_a", f"lokr_w{i}_b")
+        if half is None:
+            return None
+        halves.append(half)
+    (a, b), (c, d) = halves
     return a * c, b * d
 
 
