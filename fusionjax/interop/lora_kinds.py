@@ -101,7 +101,7 @@ def _matrix_shape(shapes: Shapes) -> tuple[int, int] | None:
     if "hada_w1_a" in shapes:
         pairs = [_cored(shapes, f"hada_t{i}", f"hada_w{i}_a", f"hada_w{i}_b") for i in (1, 2)]
         return pairs[0] if pairs[0] == pairs[1] else None
-    halves: list[tuple[int, int] | None] = []
+    halves = []
     for i in (1, 2):
         whole = shapes.get(f"lokr_w{i}")
         if whole is not None:
