@@ -76,7 +76,7 @@ def chosen(name: str) -> "list[jax.Device]":
         return devices
     if number >= len(devices):
         raise UserError(
-            f"device is {name}, and there are {len(devices)} here, counted from 0; leave the "
+            f"device is {name}, and JAX finds {len(devices)} here, counted from 0; leave the "
             "number out to use all"
         )
     return [devices[number]]

@@ -35,7 +35,8 @@ from fusionjax.options import FusionOptions
 from fusionjax.photos import MAX_PIXELS, prepare_photo, read_photo
 from fusionjax.safetensors_file import SafetensorsFile
 from sample.__main__ import main
-from sample.formats import checksum, read_picture, read_requests, read_scene
+from sample.formats import read_picture, read_requests, read_scene
+from sample.inputs import checksum
 from sample.job import Job
 from tests import tiny
 from tests.checkpoint_writer import state_of
