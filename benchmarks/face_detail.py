@@ -5,7 +5,15 @@
 In a picture of three people of the mini world a face is a quarter of its width, 16 pixels of 64,
 which are four latents. For each strength it prints the identity distance of all faces to their
 own person's photo, with its 95 % interval over scenes, how many are recognised, and of how many
-the place came from the face detector.
+the place came from the face detector. With the scene's own prompt for every face, 12 scenes:
+
+    drawn (floor)   0.054 (0.043 to 0.067)   97 %
+    one pass        0.584 (0.528 to 0.643)    0 %
+    strength 0.3    0.627 (0.552 to 0.706)    0 %   26 of 36
+    strength 0.4    0.654 (0.579 to 0.731)    0 %   26 of 36
+    strength 0.5    0.675 (0.605 to 0.744)    0 %   26 of 36
+
+So the mini model's small faces gain nothing from it: they are a little further from the person.
 """
 
 import argparse

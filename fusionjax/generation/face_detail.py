@@ -7,6 +7,9 @@ person alone, and laid back with a soft edge.
 Places come from a face detector; of a person whose face it does not find, from the mask, at whose
 top a head is.
 
+Of the mini world's faces of 16 pixels it makes no better ones (`benchmarks/face_detail.py`); with
+Stable Diffusion it has not been measured.
+
 Legend: H W pixels of the image, i identities.
 """
 
