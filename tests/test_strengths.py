@@ -95,6 +95,7 @@ def test_against_the_prompt_where_there_is_one(tmp_path):
     assert about["rows"][1]["distance"] == {"mean": 0.5, "low": 0.4, "high": 0.6}
 
 
+@pytest.mark.slow
 def test_a_curve_of_real_people(people, prompts, tmp_path):  # noqa: F811
     """What is painted is not painted again: strangers, true photos and copies at three strengths
     come out in this order, and nothing where no face is.
