@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
-from skimage import data
+from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTokenizer, FlaxCLIPModel
 from transformers.models.clip.configuration_clip import CLIPConfig
 
@@ -17,23 +15,13 @@ from fusionjax.evaluation.__main__ import main
 from fusionjax.evaluation.clip_score import clip_score
 from fusionjax.evaluation.faces_suite import COPY, STRANGER, TRUTH, FacesSuite
 from fusionjax.evaluation.people import place_of, read_people, read_prompts
-
-PHOTOS = Path(__file__).parent / "photos"
+from tests.people_folder import PHOTOS, write_people
 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     """Four people, of each a photo and two that are unlike it."""
-    folder = tmp_path_factory.mktemp("people")
-    found = {path.stem: Image.open(path) for path in sorted(PHOTOS.glob("*.jpg"))}
-    found["eileen_collins"] = Image.fromarray(data.astronaut()).crop((60, 0, 400, 340))
-    for name, photo in found.items():
-        (folder / name).mkdir()
-        photo.save(folder / name / "1.png")
-        turned = ImageOps.mirror(photo).rotate(12, fillcolor="grey")
-        turned.resize((200, 200 * photo.height // photo.width)).save(folder / name / "2.png")
-        ImageEnhance.Brightness(photo.rotate(-9)).enhance(0.6).save(folder / name / "3.jpg")
-    return folder
+    return write_people(tmp_path_factory.mktemp("people"))
 
 
 @pytest.fixture

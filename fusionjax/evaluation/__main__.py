@@ -11,7 +11,9 @@ The same command gives the same numbers. `--fusion none` measures the base alone
 paints real people, a folder of photos each, by 100 prompts or those of a file (one a line,
 `{person}` for a person), and measures that beside other methods' pictures, which are found as
 FOLDER/person/0001.png (the first prompt) and so on. Without --fusion it measures those alone.
-What is painted already is kept, so that a stopped command goes on.
+What is painted already is kept, so that a stopped command goes on. With --group-size 2 two people
+are in each picture, FOLDER/ann+bob/0001.png. Folders of MultiID-Bench's layout are measured without
+--people.
 
     python -m fusionjax evaluate --suite faces … --face-strengths 0,0.5,1,1.5,2 --output curve/
 
@@ -71,6 +73,18 @@ def _parser() -> argparse.ArgumentParser:
         help="faces: paint the I-th of N shares of the people and measure nothing; the same "
         "command without it then measures",
     )  # fmt: skip
+    parser.add_argument(
+        "--group-size", type=int, help="faces: people in a picture (1); they stand side by side"
+    )
+    parser.add_argument(
+        "--most-groups",
+        type=int,
+        help="faces: so many groups, chosen by the seed (as many as people)",
+    )
+    parser.add_argument(
+        "--layout", choices=["folders", "multiid"],
+        help="faces: multiid puts what is painted into MultiID-Bench's layout too, beside pictures",
+    )  # fmt: skip
     parser.add_argument("--pairs", type=int, help="pictures of two people")
     parser.add_argument("--photos", type=int, help="photos to compare one photo with")
     parser.add_argument("--steps", type=int, help="steps of the sampler")
@@ -122,7 +136,14 @@ def _of_suite(args: argparse.Namespace, suite: type, others: Sequence[str]) -> d
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-_OF_FACES = ("most_people", "most_prompts", "methods", "clip", "deepface", "share")
+_OF_GROUPS = ("group_size", "most_groups")
+_OF_FACES = (
+    "most_people", "most_prompts", "methods", "clip", "deepface", "share", "layout", *_OF_GROUPS
+)  # fmt: skip
+_OF_PAINTING = (
+    "base", "fusion", "prompts", "steps", "guidance_scale", "face_strength", "face_strengths",
+    "scheduler", "batch_size", "seed",
+)  # fmt: skip
 _OF_MINI = ("decoupled", "recogniser", "split", "pairs", "photos")
 
 
@@ -140,31 +161,69 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _run_faces(args: argparse.Namespace, folder: Path) -> None:
-    from fusionjax.evaluation import evaluate, faces_report, faces_suite, strengths
+    from fusionjax.evaluation import (
+        evaluate,
+        faces_report,
+        faces_suite,
+        group_report,
+        group_suite,
+        strengths,
+    )
 
-    if args.people is None:
+    if args.people is None and not args.methods:
         raise UserError("--suite faces needs --people FOLDER, with a folder of photos for each")
-    given = _of_suite(args, faces_suite.FacesSuite, _OF_MINI)
     methods = dict(args.methods or [])
     if len(methods) < len(args.methods or []):
         raise UserError("--method has a name twice; each needs its own")
-    suite = faces_suite.FacesSuite(**given | {"methods": methods})
+    if args.people is None:
+        _run_bench(args, methods, folder)
+        return
+    alone = args.group_size in (None, 1)
+    if alone and args.most_groups is not None:
+        raise UserError("--most-groups is given without --group-size; say how many are in a group")
+    kind = faces_suite.FacesSuite if alone else group_suite.GroupSuite
+    suite = kind(**_of_suite(args, kind, _OF_MINI) | {"methods": methods})
     pipeline = None
     if args.fusion is not None or args.base is not None:
         pipeline = functools.partial(evaluate.open_pipeline, args.base, args.fusion)
     if args.face_strengths is not None:
+        if isinstance(suite, group_suite.GroupSuite):
+            raise UserError("--face-strengths does not go with --group-size; leave one of them out")
         _draw_curve(lambda told: strengths.run_faces(
             suite, args.face_strengths, folder, pipeline, told
         ), folder)  # fmt: skip
         return
-    with progress_bar("evaluating") as progress:
-        results = faces_suite.run(
-            suite, folder, pipeline, lambda stage, done, of: progress(done, of, stage)
-        )
+    with progress_bar("evaluating") as bar:
+
+        def progress(stage: str, done: int, of: int) -> None:
+            bar(done, of, stage)
+
+        results: Any
+        if isinstance(suite, group_suite.GroupSuite):
+            results = group_suite.run(suite, folder, pipeline, progress)
+        else:
+            results = faces_suite.run(suite, folder, pipeline, progress)
     if results is None:
         print("its share is painted; once all are, the command without --share measures")
     else:
-        print(f"{faces_report.table(results)}\n{folder} holds it, with all numbers and a sheet")
+        table = faces_report.table if alone else group_report.table
+        print(f"{table(results)}\n{folder} holds it, with all numbers and a sheet")
+
+
+def _run_bench(args: argparse.Namespace, methods: dict[str, str], folder: Path) -> None:
+    from fusionjax.evaluation import bench_suite, group_report
+
+    for name in (*_OF_PAINTING, *sorted({*_OF_FACES} - {"methods", "clip"})):
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} is given without --people; only pictures in "
+                "MultiID-Bench's layout are measured without"
+            )
+    given = _of_suite(args, bench_suite.BenchSuite, _OF_MINI)
+    suite = bench_suite.BenchSuite(**given | {"methods": methods})
+    with progress_bar("evaluating") as bar:
+        results = bench_suite.run(suite, folder, lambda stage, done, of: bar(done, of, stage))
+    print(f"{group_report.table(results)}\n{folder} holds it, with all numbers and a sheet")
 
 
 def _draw_curve(run: Callable[[Any], Any], folder: Path) -> None:

@@ -4,9 +4,9 @@ import dataclasses
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from fusionjax.errors import UserError
 from fusionjax.evaluation import judges_report, metrics
 from fusionjax.evaluation.faces import FAILURES, FaceScores
 from fusionjax.evaluation.judges import Judges, Seen
-from fusionjax.evaluation.people import Subject, find, thumbnail
+from fusionjax.evaluation.people import Shown, find, thumbnail
 from fusionjax.face_detection import SAME_PERSON
 
 if TYPE_CHECKING:
@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 OURS = "fusionjax"
 _MEASURES = ("distance", "verified", "to_others", "copied", "psnr", "wrapped", "ssim", "text")
 _SIDE, _GAP, _LEFT = 128, 4, 150
+
+
+@runtime_checkable
+class Summaries(Protocol):
+    """Methods with their means."""
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """By method."""
+
+    def summary(self, name: str, measure: str) -> metrics.Interval | None:
+        """A method's mean with its interval; None if nothing could be measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,26 +126,22 @@ def _plain(values: np.ndarray) -> list[Any]:
 def table(results: FacesResults) -> str:
     """The results as Markdown."""
     suite = results.suite
-    painted_here = (
-        f" Painted here: {suite.steps} steps of {suite.scheduler}, guidance "
-        f"{suite.guidance_scale:g}, face strength {suite.face_strength:g}, seed {suite.seed}."
-    )
     lines = [
         f"{len(results.people)} people × {len(results.prompts)} prompts."
-        f"{painted_here if OURS in results.scores else ''} Means with 95 % bootstrap intervals "
-        "over people. Pictures that failed are in no mean; they are counted below.",
+        f"{painted_how(suite) if OURS in results.scores else ''} Means with 95 % bootstrap "
+        "intervals over people. Pictures that failed are in no mean; they are counted below.",
         "",
         "Identity (the paper's Table 1), by SFace; found by YuNet, aligned by five landmarks. "
         f"Verified: a distance below {1 - SAME_PERSON:.3f}. Copied: 1 is the photo itself, 0 as "
         "near to it as to the person's other photos, negative nearer to those.",
         "",
     ]
-    lines += _rows(results, {
+    lines += rows(results, {
         "distance to the photo ↓": ("distance", 3), "verified": ("verified", -1),
         "to other true photos ↓": ("to_others", 3), "copied": ("copied", 2),
     })  # fmt: skip
     for part in judges_report.parts(results.judges):
-        lines += ["", part.words, "", *_rows(results, part.columns)]
+        lines += ["", part.words, "", *rows(results, part.columns)]
     lines += judges_report.told(results.judges, results.people, results.known)
     lines += [
         "",
@@ -146,17 +154,17 @@ def table(results: FacesResults) -> str:
     columns = {"PSNR, dB": ("psnr", 1), "SSIM": ("ssim", 3), "wrapped, dB": ("wrapped", 1)}
     if any(scores.text is not None for scores in results.scores.values()):
         columns["CLIP score ↑"] = ("text", 1)
-    lines += _rows(results, columns)
+    lines += rows(results, columns)
     painted = [name for name in results.scores if name == OURS or name in suite.methods]
     if len(painted) > 1:
         differences = [
-            f"{name} {_told(interval, 3)}"
+            f"{name} {told_interval(interval, 3)}"
             for name, interval in results.differences("distance", painted).items()
         ]
         if differences:
             words = f"Distance to the photo less that of {painted[0]}, same people and prompts"
             lines += ["", f"{words}: {'; '.join(differences)}."]
-    lines += ["", *_head(["pictures", "measured", "several faces", *FAILURES, "not looked for"])]
+    lines += ["", *head(["pictures", "measured", "several faces", *FAILURES, "not looked for"])]
     for name in painted:
         scores = results.scores[name]
         counts = [
@@ -165,27 +173,39 @@ def table(results: FacesResults) -> str:
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
     if others := results.judges.recognisers:
-        lines += ["", *_head(["pictures measured by", "SFace", *(each.name for each in others)])]
+        lines += ["", *head(["pictures measured by", "SFace", *(each.name for each in others)])]
         for name, scores in results.scores.items():
             lines.append(f"| {name} | {' | '.join(judges_report.counts(scores, others))} |")
     return "\n".join(lines) + "\n"
 
 
-def _rows(results: FacesResults, columns: Mapping[str, tuple[str, int]]) -> list[str]:
-    lines = _head(["", *columns])
+def painted_how(suite: "FacesSuite") -> str:
+    """How the suite's own pictures were painted, in a sentence."""
+    return (
+        f" Painted here: {suite.steps} steps of {suite.scheduler}, guidance "
+        f"{suite.guidance_scale:g}, face strength {suite.face_strength:g}, seed {suite.seed}."
+    )
+
+
+def rows(results: Summaries, columns: Mapping[str, tuple[str, int]]) -> list[str]:
+    """A table of means: columns are measures and how many digits are told; −1 is in per cent."""
+    lines = head(["", *columns])
     for name in results.scores:
         cells = [
-            _told(results.summary(name, measure), digits) for measure, digits in columns.values()
+            told_interval(results.summary(name, measure), digits)
+            for measure, digits in columns.values()
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def _head(names: Sequence[str]) -> list[str]:
+def head(names: Sequence[str]) -> list[str]:
+    """The head of a table."""
     return [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
 
 
-def _told(interval: metrics.Interval | None, digits: int) -> str:
+def told_interval(interval: metrics.Interval | None, digits: int) -> str:
+    """A mean with its interval, see `rows`; a dash for None."""
     if interval is None:
         return "–"
     if digits < 0:
@@ -196,9 +216,21 @@ def _told(interval: metrics.Interval | None, digits: int) -> str:
 
 
 def sheet(
-    subjects: Sequence[Subject], prompts: Sequence[str], methods: Mapping[str, Path], most: int = 8
+    subjects: Sequence[Shown],
+    prompts: Sequence[str],
+    methods: Mapping[str, Path],
+    most: int = 8,
+    look_up: Callable[[Path, Shown, int], Path | None] = find,
 ) -> Image.Image:
-    """People in columns, methods in rows, for the first three prompts, as the paper's figure 5."""
+    """People in columns, methods in rows, for the first three prompts, as the paper's figure 5.
+
+    Args:
+        subjects: people or groups, whose photos stand side by side.
+        prompts: what was asked for.
+        methods: folders of pictures by name.
+        most: columns.
+        look_up: finds a picture in a method's folder.
+    """
     shown, asked = subjects[:most], range(min(3, len(prompts)))
     rows = [("photo", None, 0)] + [
         (name, folder, n) for n in asked for name, folder in methods.items()
@@ -212,12 +244,15 @@ def sheet(
         words = name if folder is None else f"{name}\n{_wrapped(prompts[number])}"
         write.multiline_text((3, top + 3), words, fill="black", font=font)
         for column, subject in enumerate(shown):
-            path = subject.photos[0] if folder is None else find(folder, subject, number)
-            try:
-                if path is not None:
-                    canvas.paste(thumbnail(path, _SIDE), (_LEFT + column * (_SIDE + _GAP), top))
-            except UserError:
-                continue  # it is counted as unreadable
+            paths = subject.shown if folder is None else (look_up(folder, subject, number),)
+            side = _SIDE // len(paths)
+            for place, path in enumerate(paths):
+                left = _LEFT + column * (_SIDE + _GAP) + place * side
+                try:
+                    if path is not None:
+                        canvas.paste(thumbnail(path, side), (left, top))
+                except UserError:
+                    continue  # it is counted as unreadable
     return canvas
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from PIL import Image
 
 from fusionjax.errors import UserError, at_least, told
-from fusionjax.evaluation import faces, faces_report
+from fusionjax.evaluation import faces, faces_report, multiid
 from fusionjax.evaluation.clip_score import clip_score
 from fusionjax.evaluation.faces_report import OURS
+from fusionjax.evaluation.groups import Group, places
 from fusionjax.evaluation.judges import Judges
 from fusionjax.evaluation.people import (
+    Shown,
     Subject,
     check_method,
     find,
@@ -26,13 +28,13 @@ from fusionjax.evaluation.people import (
 from fusionjax.evaluation.recognisers import open_judges
 from fusionjax.files import whole_file, write_whole
 from fusionjax.generation.request import Request
-from fusionjax.identity import Identity
-from fusionjax.options import Settings, check_number
+from fusionjax.options import Settings, check_number, not_one_of
 from fusionjax.pipeline import FusionPipeline
 
 TRUTH = "another true photo (floor)"
 COPY = "the photo itself (a copy)"
 STRANGER = "a different person (ceiling)"
+LAYOUTS = ("folders", "multiid")
 _HOW = "how.json"  # of what was painted here
 Progress = Callable[[str, int, int], None]
 
@@ -56,6 +58,7 @@ class FacesSuite:
         scheduler: the sampler.
         batch_size: pictures painted at once.
         seed: of the noise.
+        layout: `multiid` puts what is painted into MultiID-Bench's layout too, see `multiid`.
     """
 
     people: str
@@ -72,8 +75,11 @@ class FacesSuite:
     scheduler: str = "dpmpp_2m"
     batch_size: int = 4
     seed: int = 0
+    layout: str = "folders"
 
     def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise UserError(not_one_of("layout", self.layout, LAYOUTS))
         at_least(1, batch_size=self.batch_size)
         for name in ("most_people", "most_prompts"):
             if (value := getattr(self, name)) is not None:
@@ -110,6 +116,7 @@ def run(
     for name, folder in methods.items():
         check_method(name, folder, subjects, len(prompts))
     clip = None if suite.clip is None else clip_score(suite.clip)
+    check_layout(suite, open_pipeline is not None)
     if open_pipeline is None and (suite.share is not None or not methods):
         raise UserError("nothing is to be measured; name an adapter, or methods with --method")
     judges = Judges() if suite.share is not None else open_judges(suite.deepface)
@@ -123,6 +130,9 @@ def run(
         methods = {OURS: ours, **methods}
     if suite.share is not None:
         return None
+    if OURS in methods and suite.layout == "multiid":
+        alone = [Group((subject,)) for subject in subjects]
+        multiid.write(output / "multiid", alone, prompts, ours)
     known = [faces.know(subject, judges) for subject in subjects]
     scores = {}
     for name, folder in methods.items():
@@ -149,15 +159,26 @@ def run(
     return results
 
 
+def check_layout(suite: FacesSuite, painting: bool) -> None:
+    """Raises UserError if a layout is asked for pictures that nobody paints."""
+    if suite.layout == "multiid" and not painting:
+        raise UserError(
+            "layout is multiid, and nothing is painted here; name --base or --fusion, or leave "
+            "layout out"
+        )
+
+
 def paint(
     suite: FacesSuite,
     folder: Path,
     pipe: FusionPipeline,
-    subjects: Sequence[Subject],
+    subjects: Sequence[Shown],
     prompts: Sequence[str],
     progress: faces.Progress,
 ) -> None:
-    """Paints each person by each prompt into a folder, but for what is there.
+    """Paints each person or group by each prompt into a folder, but for what is there.
+
+    The people of a group have columns side by side, in their order.
 
     Raises:
         UserError: if what is there was painted otherwise.
@@ -178,14 +199,15 @@ def paint(
         progress(done, total)
         if not missing:
             continue
-        people: tuple[Identity, ...] = ()
-        if pipe.fusion_params is not None:
-            people = (pipe.encode_identity(str(subject.photos[0])),)
+        shown = subject.shown if pipe.fusion_params is not None else ()
+        people = tuple(pipe.encode_identity(str(photo)) for photo in shown)
+        masks = places(len(people), *settings.size) if len(people) > 1 else None
         first_seed = zlib.crc32(subject.name.encode()) + suite.seed  # whoever is beside them
         requests = [
             Request(
                 prompt=prompts[n],
                 identities=people,
+                masks=masks,
                 face_strength=suite.face_strength,
                 seed=(first_seed + n) % 2**31,
                 guidance_scale=suite.guidance_scale,
@@ -209,7 +231,7 @@ def _check_same(
     folder: Path,
     suite: FacesSuite,
     pipe: FusionPipeline,
-    subjects: Sequence[Subject],
+    subjects: Sequence[Shown],
     prompts: Sequence[str],
 ) -> None:
     options = ("steps", "guidance_scale", "face_strength", "scheduler", "seed")
@@ -218,7 +240,9 @@ def _check_same(
         "fusion": pipe.fingerprints.get("fusion"),
         "prompts": list(prompts),
         "photos": {
-            subject.name: hashlib.blake2b(subject.photos[0].read_bytes(), digest_size=8).hexdigest()
+            subject.name: hashlib.blake2b(
+                b"".join(photo.read_bytes() for photo in subject.shown), digest_size=8
+            ).hexdigest()
             for subject in subjects
         },
         **{name: getattr(suite, name) for name in options},

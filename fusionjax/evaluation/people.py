@@ -4,12 +4,14 @@ PEOPLE/ada/1.jpg, 2.jpg, …      the first by name is shown to the methods; the
                                 the person truly looks like
 PROMPTS                         a prompt a line; `{person}` becomes "a person"
 METHOD/ada/0001.png, …          ada by the first prompt, and so on
+METHOD/ada_0001/out.png, …      the same in MultiID-Bench's layout, see `multiid`
 """
 
 import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -25,6 +27,19 @@ _PLACEHOLDER = "{person}"
 _MOST_BYTES = 1_000_000
 
 
+@runtime_checkable
+class Shown(Protocol):
+    """Who is in a picture: a person, or several."""
+
+    @property
+    def name(self) -> str:
+        """Of the folder with their pictures."""
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """The photo of each that is shown to the methods."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A person who is painted.
@@ -36,6 +51,11 @@ class Subject:
 
     name: str
     photos: tuple[Path, ...]
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """The photo that is shown to the methods."""
+        return self.photos[:1]
 
 
 def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
@@ -72,12 +92,15 @@ def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
     return subjects
 
 
-def read_prompts(path: str | Path | None, most: int | None = None) -> list[str]:
+def read_prompts(
+    path: str | Path | None, most: int | None = None, who: str = "a person"
+) -> list[str]:
     """Reads prompts, one a line.
 
     Args:
         path: the file; None is the list that comes with the package.
         most: how many are taken.
+        who: what `{person}` stands for.
 
     Raises:
         UserError: if there are none, or one has a placeholder other than `{person}`.
@@ -94,11 +117,11 @@ def read_prompts(path: str | Path | None, most: int | None = None) -> list[str]:
                     f"{shortened(str(path), 200)}, prompt {number}, has {told(found)}; the only "
                     f"placeholder is {_PLACEHOLDER}"
                 )
-    return [prompt.replace(_PLACEHOLDER, "a person") for prompt in prompts[:most]]
+    return [prompt.replace(_PLACEHOLDER, who) for prompt in prompts[:most]]
 
 
-def place_of(method: Path, subject: Subject, number: int, ending: str = ".png") -> Path:
-    """Where a method's picture of a person by a prompt is; prompts count from 0."""
+def place_of(method: Path, subject: Shown, number: int, ending: str = ".png") -> Path:
+    """Where a method's picture of a person or a group by a prompt is; prompts count from 0."""
     return method / subject.name / f"{number + 1:04d}{ending}"
 
 
@@ -111,6 +134,7 @@ def check_method(name: str, folder: Path, subjects: Sequence[Subject], prompts: 
     if not folder.is_dir():
         raise UserError(f"method {name}: {shortened(str(folder), 200)!r} is no folder")
     if not any(find(folder, subject, n) for subject in subjects for n in range(prompts)):
+        check_no_bench(name, folder)
         example = place_of(folder, subjects[0], 0)
         raise UserError(
             f"method {name}: {shortened(str(folder), 150)} holds no picture that is looked for; "
@@ -118,17 +142,42 @@ def check_method(name: str, folder: Path, subjects: Sequence[Subject], prompts: 
         )
 
 
-def find(method: Path, subject: Subject, number: int) -> Path | None:
-    """A method's picture of a person by a prompt, in whatever format; None if there is none."""
-    found = (place_of(method, subject, number, ending) for ending in ENDINGS)
+def is_bench(folder: Path) -> bool:
+    """Whether a folder has MultiID-Bench's layout, see `multiid`."""
+    return any(folder.glob("*/meta.json"))
+
+
+def check_no_bench(name: str, folder: Path) -> None:
+    """Raises UserError if a method's folder has people of its own, as MultiID-Bench's have."""
+    if is_bench(folder):
+        raise UserError(
+            f"method {name}: {shortened(str(folder), 150)} has MultiID-Bench's layout and other "
+            "cases than these people's; measure it without --people, --base and --fusion"
+        )
+
+
+def case_of(subject: Shown, number: int) -> str:
+    """The folder of a picture in MultiID-Bench's layout, see `multiid`."""
+    return f"{subject.name}_{number + 1:04d}"
+
+
+def find(method: Path, subject: Shown, number: int) -> Path | None:
+    """A method's picture of somebody by a prompt, in whatever format; None if there is none."""
+    found = [place_of(method, subject, number, ending) for ending in ENDINGS]
+    found += [method / case_of(subject, number) / f"out{ending}" for ending in ENDINGS]
     return next((path for path in found if path.is_file()), None)
 
 
-def extra_files(method: Path, subjects: Sequence[Subject], prompts: int) -> int:
+def extra_files(method: Path, subjects: Sequence[Shown], prompts: int) -> int:
     """How many pictures in a method's folder are not looked for."""
     wanted = {find(method, subject, number) for subject in subjects for number in range(prompts)}
     pictures = {path for path in method.rglob("*") if path.suffix.lower() in ENDINGS}
-    return len(pictures - wanted)
+    return sum(1 for path in pictures - wanted if not _is_input(path))
+
+
+def _is_input(path: Path) -> bool:
+    """Whether a picture is what a case of MultiID-Bench gives, and no method's."""
+    return path.stem.startswith(("ref_", "ori")) and path.with_name("meta.json").is_file()
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:

@@ -1,0 +1,315 @@
+"""Pictures of several people: measures worked out by hand, true photos side by side, folders."""
+
+import itertools
+import json
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusionjax.embedded import MINI
+from fusionjax.errors import UserError
+from fusionjax.evaluation import evaluate, group_measures, group_suite, groups
+from fusionjax.evaluation.__main__ import main
+from fusionjax.evaluation.group_measures import Seen, Wanted, assign, measure
+from fusionjax.evaluation.group_suite import COPY, STRANGERS, SWAPPED, TRUTH, GroupSuite
+from fusionjax.evaluation.people import Subject, read_people
+from tests.people_folder import PHOTOS, beside, write_people
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    return write_people(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of {person}\na watercolour of {person}\n")
+    return path
+
+
+def nobody(*names):
+    return [Subject(name, ()) for name in names]
+
+
+def unit(*values):
+    """A unit vector whose first parts are given."""
+    return np.array([*values, np.sqrt(1 - np.sum(np.square(values)))])
+
+
+def method(folder, people, size, prompts, choose, seed=0):
+    """Pictures of all groups by each prompt: photos side by side."""
+    for group in groups.choose_groups(read_people(people), size, seed=seed):
+        for number in range(prompts):
+            beside(choose(group, number), folder / group.name / f"{number + 1:04d}.png")
+    return folder
+
+
+def suite_of(people, prompts, **folders):
+    methods = {name: str(folder) for name, folder in folders.items()}
+    return GroupSuite(str(people), str(prompts), methods=methods)
+
+
+def test_assignment_by_hand():
+    """Against the best of all permutations, too."""
+    assert assign(np.array([[0.6, 0.5], [0.5, 0.1]])).tolist() == [1, 0]
+    assert assign(np.array([[0.2, 0.9, 0.3]])).tolist() == [-1, 0, -1]
+    assert assign(np.array([[0.1], [0.7], [0.4]])).tolist() == [1]
+    assert assign(np.zeros((0, 2))).tolist() == [-1, -1]
+    for cosines in np.random.default_rng(0).uniform(-1, 1, (20, 4, 4)):
+        best = max(
+            itertools.permutations(range(4)),
+            key=lambda faces: sum(cosines[face, person] for person, face in enumerate(faces)),
+        )
+        assert assign(cosines).tolist() == list(best)
+
+
+def test_measures_by_hand():
+    """Two people at right angles; the first one's face is on the right."""
+    ann = Wanted(np.array([1.0, 0, 0]), np.array([[0.0, 0, 1]]))
+    ben = Wanted(np.array([0.0, 1, 0]), np.zeros((0, 3)))
+    faces = np.array([[0.8, 0.6, 0], [0.0, 0.8, 0.6]])
+    found, twice = measure(Seen(faces, np.array([0.7, 0.2])), [ann, ben], placed=True)
+    assert found["distance"] == pytest.approx([0.2, 0.2])
+    assert found["recognised"].tolist() == [1, 1]
+    assert found["in_place"].tolist() == [0, 0]
+    assert found["to_rest"] == pytest.approx([0.6, 0])
+    assert found["confused"].tolist() == [0, 0]
+    assert found["to_others"] == pytest.approx([1, np.nan], nan_ok=True)
+    # 90° to the other photo, acos 0.8 to the one shown, which are 90° apart.
+    copied = (90 - np.rad2deg(np.arccos(0.8))) / 90
+    assert found["copied"] == pytest.approx([copied, np.nan], nan_ok=True)
+    assert twice == 0
+    found, twice = measure(
+        Seen(faces[[1, 0, 0]], np.array([0.6, 0.1, 0.9])), [ann, ben], placed=True
+    )
+    assert found["in_place"].tolist() == [1, 1]
+    assert twice == 1
+    # Both faces are nearer to ann; ben gets what is left, and is taken for her.
+    faces = np.stack([unit(0.6, 0.5), unit(0.5, 0.1)])
+    found, twice = measure(Seen(faces, np.array([0.2, 0.7])), [ann, ben], placed=False)
+    assert found["distance"] == pytest.approx([0.5, 0.5])
+    assert found["to_rest"] == pytest.approx([0.1, 0.6])
+    assert found["confused"].tolist() == [0, 1]
+    assert np.isnan(found["in_place"]).all()
+    assert twice == 1
+    # One face for two people: the other has none, and is not recognised.
+    found, twice = measure(Seen(faces[1:], np.array([0.2])), [ann, ben], placed=True)
+    assert found["distance"] == pytest.approx([0.5, np.nan], nan_ok=True)
+    assert found["recognised"].tolist() == [1, 0]
+    assert found["in_place"] == pytest.approx([1, np.nan], nan_ok=True)
+
+
+def test_places_by_hand():
+    masks = groups.places(3, 2, 6)
+    assert masks[:, 0].tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+    assert (masks[:, 0] == masks[:, 1]).all()
+    places = [groups.place_at(x, 2) for x in (-0.1, 0, 0.49, 0.5, 0.7, 1, 1.2)]
+    assert places == [0, 0, 0, 1, 1, 1, 1]
+    assert groups.place_at(0.7, 4) == 2
+
+
+def test_groups_are_chosen_by_the_seed():
+    everybody = nobody(*"abcdefg")
+    chosen = groups.choose_groups(everybody, 3, seed=1)
+    assert len(chosen) == len({group.name for group in chosen}) == 7
+    assert [g.name for g in chosen] == [g.name for g in groups.choose_groups(everybody, 3, seed=1)]
+    assert [g.name for g in chosen] != [g.name for g in groups.choose_groups(everybody, 3, seed=2)]
+    for group in chosen:
+        assert group.name.split("+") == sorted(group.name.split("+"))
+    often = [sum(name in group.name for group in chosen) for name in "abcdefg"]
+    assert min(often) >= 2
+    # All pairs of four people, and no more than there are.
+    assert len(groups.choose_groups(nobody(*"abcd"), 2, 99)) == 6
+    assert [g.name for g in groups.choose_groups(nobody(*"ab"), 2)] == ["a+b"]
+    assert [groups.in_words(n) for n in (1, 2, 4, 12)] == [
+        "a person", "two people", "four people", "12 people"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_who_stands_where_is_seen_in_true_photos(people, size):
+    """Photos pasted side by side: everybody is found, in their place, and nobody mistaken."""
+    subjects = read_people(people)
+    for chosen in itertools.combinations(subjects, size):
+        picture = beside([person.photos[1] for person in chosen], people.parent / "together.png")
+        with Image.open(picture) as image:
+            seen = group_measures.look(image)
+        wanted = [group_suite._wanted(person) for person in chosen]
+        found, twice = measure(seen, wanted, placed=True)
+        assert len(seen.centres) == size
+        assert found["in_place"].tolist() == found["recognised"].tolist() == [1] * size
+        assert not found["confused"].any()
+        assert not twice
+        found, _ = measure(seen, wanted[1:] + wanted[:1], placed=True)
+        assert found["in_place"].tolist() == [0] * size
+        assert found["recognised"].tolist() == [1] * size
+
+
+def test_true_photos_swapped_people_and_strangers_come_out_in_order(people, prompts, tmp_path):
+    """And so do folders that hold them, but for places, which nobody told those methods."""
+    subjects = read_people(people)
+
+    def others(group, number):
+        return [s.photos[0] for s in subjects if s not in group.people]
+
+    def true(group, number):
+        return [person.photos[1 + number] for person in group.people]
+
+    folders = {
+        "true": method(tmp_path / "t", people, 2, 2, true),
+        "swapped": method(tmp_path / "w", people, 2, 2, lambda g, n: true(g, n)[::-1]),
+        "strangers": method(tmp_path / "s", people, 2, 2, others),
+    }
+    results = group_suite.run(suite_of(people, prompts, **folders), tmp_path, None)
+
+    def mean(name, measure):
+        interval = results.summary(name, measure)
+        return None if interval is None else interval.mean
+
+    for floor, swapped, ceiling in (("true", "swapped", "strangers"), (TRUTH, SWAPPED, STRANGERS)):
+        assert mean(floor, "distance") < 0.5 < 0.7 < mean(ceiling, "distance")
+        assert mean(swapped, "distance") == pytest.approx(mean(floor, "distance"), abs=0.05)
+        assert [mean(n, "recognised") for n in (floor, swapped, ceiling)] == [1, 1, 0]
+        assert [mean(n, "confused") for n in (floor, swapped)] == [0, 0]
+        assert mean(ceiling, "confused") > 0
+        assert mean(floor, "to_rest") == pytest.approx(mean(swapped, "to_rest"), abs=0.05)
+    assert [mean(n, "in_place") for n in (TRUTH, COPY, SWAPPED)] == [1, 1, 0]
+    assert [mean(n, "in_place") for n in folders] == [None] * 3
+    assert mean(COPY, "distance") < 0.1
+    assert mean(COPY, "copied") > 0.8 > 0.2 > mean("true", "copied")
+    assert results.groups == (tmp_path / "groups.txt").read_text().split()
+    assert set(results.prompts) == {"a photo of two people", "a watercolour of two people"}
+    table = (tmp_path / "table.md").read_text()
+    assert f"| {SWAPPED} | 0 % (0 % to 0 %) |" in table
+    assert "| true | – |" in table
+    assert "| true | 8 | 8 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 0 of 16 |" in table
+    assert "Distance to the photo less that of true" in table
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert np.shape(numbers["methods"]["true"]["distance"]) == (4, 2, 2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (150 + 4 * 132, 7 * 132)
+
+
+def test_the_bootstrap_draws_groups(people, prompts, tmp_path):
+    """Of two groups, one alike and one not, the interval reaches from one to the other."""
+    folder = method(tmp_path / "m", people, 3, 1, lambda g, n: [p.photos[0] for p in g.people])
+    shutil.copytree(folder, tmp_path / "n")
+    chosen = groups.choose_groups(read_people(people), 3)
+    wrong = chosen[0].people[0].photos[0]
+    beside([wrong], tmp_path / "n" / chosen[0].name / "0001.png")
+    suite = GroupSuite(
+        str(people), str(prompts), most_prompts=1, group_size=3, most_groups=2,
+        methods={"m": str(folder), "n": str(tmp_path / "n")},
+    )  # fmt: skip
+    results = group_suite.run(suite, tmp_path, None)
+    assert results.scores["n"].recognised[:, 0].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert results.summary("n", "recognised") == pytest.approx((4 / 6, 1 / 3, 1))
+    assert results.scores["n"].counts()["too few"] == 1
+    assert results.scores["n"].without_face() == (2, 6)
+
+
+def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
+    folder = method(tmp_path / "m", people, 2, 2, lambda g, n: [p.photos[0] for p in g.people])
+    names = groups.choose_groups(read_people(people), 2)
+    first, second, third, fourth = (folder / group.name for group in names)
+    (first / "0001.png").unlink()
+    (second / "0001.png").write_bytes(b"no picture")
+    Image.new("RGB", (200, 200), "red").save(third / "0001.png")
+    ann, ben = names[3].people
+    beside([ann.photos[0]], fourth / "0001.png")
+    beside([ann.photos[0], ben.photos[0], ann.photos[2]], fourth / "0002.png")
+    (first / "0003.png").write_bytes(b"x")
+    scores = group_suite.run(suite_of(people, prompts, m=folder), tmp_path, None).scores["m"]
+    assert scores.counts() == {
+        "pictures": 8, "as many faces as people": 3, "too few": 1, "too many": 1, "missing": 1,
+        "unreadable": 1, "no face": 1, "with a person twice": 1, "not looked for": 1,
+    }  # fmt: skip
+    assert scores.without_face() == (7, 16)
+    assert np.isnan(scores.distance).sum() == 7
+    assert np.nansum(scores.recognised) == 9
+    assert scores.recognised[:, 0].tolist() == [[0, 0], [0, 0], [0, 0], [1, 0]]
+    line = "| m | 8 | 3 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 7 of 16 |"
+    assert line in (tmp_path / "table.md").read_text()
+
+
+def test_the_command_paints_people_side_by_side(people, prompts, tmp_path, capsys):
+    """The same picture as the pipeline's with a mask for each half; and a second call none."""
+    out = tmp_path / "out"
+    words = ["--suite", "faces", "--people", str(people), "--prompts", str(prompts),
+             "--base", "mini", "--steps", "2", "--group-size", "2", "--most-groups", "2",
+             "--guidance-scale", "3", "--output", str(out)]  # fmt: skip
+    assert main([*words, "--share", "2/2"]) == 0
+    painted = sorted((out / "pictures").glob("*/*.png"))
+    name, other = (out / "groups.txt").read_text().split()[::-1]
+    assert [(path.parent.name, path.name) for path in painted] == [
+        (name, "0001.png"), (name, "0002.png")
+    ]  # fmt: skip
+    dates = {path: path.stat().st_mtime_ns for path in painted}
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 groups of 2 of 4 people × 2 prompts. Painted here: 2 steps of dpmpp_2m" in said
+    assert {path: path.stat().st_mtime_ns for path in dates} == dates
+    assert len(list((out / "pictures" / other).iterdir())) == 2
+    pipe = evaluate.open_pipeline(MINI, None)
+    shown = [pipe.encode_identity(str(people / who / "1.png")) for who in name.split("+")]
+    halves = np.zeros((2, pipe.photo_side, pipe.photo_side), np.float32)
+    halves[0, :, : pipe.photo_side // 2] = halves[1, :, pipe.photo_side // 2 :] = 1
+    made = pipe(
+        "a watercolour of two people", identities=shown, masks=halves, num_inference_steps=2,
+        guidance_scale=3, seed=(zlib.crc32(name.encode()) + 1) % 2**31, scheduler="dpmpp_2m",
+        output_type="np",
+    ).images[0]  # fmt: skip
+    with Image.open(out / "pictures" / name / "0002.png") as image:
+        off = np.abs(np.asarray(image, np.float32) / 255 - made)
+    assert off.mean() < 1 / 255
+    assert main([*words, "--seed", "3", "--share", "1/2"]) == 2
+    assert "holds pictures of another seed; name another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["--group-size", "5"], "group_size is 5, and there are 4 people; add folders of people"),
+        (["--group-size", "0"], "group_size is 0; it must be at least"),
+        (["--most-groups", "0"], "most_groups is 0; it must be at least 1"),
+        (["--group-size", "1", "--most-groups", "3"], "--most-groups is given without --group"),
+        ([], "nothing is to be measured; name an adapter, or methods with --method. The groups"),
+        (["--method", "a={tmp}/none"], "method a: "),
+        (["--method", "a={tmp}/alone"], "holds pictures of a person ('barack_obama'), not of two"),
+        (["--method", "a={tmp}/three"], "holds pictures of three people ('a+b+c'), not of two"),
+        (["--method", "a={tmp}/others"], "holds pictures of 'a+b', and no group of groups.txt"),
+        (["--method", "a={tmp}/empty"], "holds no picture that is looked for; the first that is"),
+        (["--method", "a={tmp}/bench"], "has MultiID-Bench's layout and other cases than these"),
+        (["--method", f"{TRUTH}={{tmp}}"], "cannot be named so; choose another name"),
+        (["--people", "{tmp}/plus"], "the folder 'a+b' has a +, which stands between the names"),
+        (["--layout", "multiid"], "layout is multiid, and nothing is painted here; name --base"),
+        (["--group-size", "5", "--layout", "multiid"], "reads 4 references at most; make"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_first(people, tmp_path, capsys, change, told):
+    for place in ("alone/barack_obama", "three/a+b+c", "others/a+b"):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(PHOTOS / "barack_obama.jpg", tmp_path / place / "0001.jpg")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bench" / "id7").mkdir(parents=True)
+    (tmp_path / "bench" / "id7" / "meta.json").write_text("{}")
+    for name in ("a+b", "c"):
+        shutil.copytree(people / "barack_obama", tmp_path / "plus" / name)
+    words = ["--suite", "faces", "--people", str(people), "--group-size", "2",
+             "--output", str(tmp_path / "out")]  # fmt: skip
+    assert main([*words, *(word.replace("{tmp}", str(tmp_path)) for word in change)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told in said
+    assert len(said) < 520
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_wrong_values():
+    with pytest.raises(UserError, match="layout is 'bench'"):
+        GroupSuite("x", layout="bench")
+    with pytest.raises(UserError, match="group_size is 1"):
+        GroupSuite("x", group_size=1)
