@@ -1,5 +1,6 @@
 """Pictures of several people: measures worked out by hand, true photos side by side, folders."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -134,11 +135,12 @@ def test_groups_are_chosen_by_the_seed():
 def test_who_stands_where_is_seen_in_true_photos(people, size):
     """Photos pasted side by side: everybody is found, in their place, and nobody mistaken."""
     subjects = read_people(people)
+    known = {person.name: group_suite._wanted(person) for person in subjects}
     for chosen in itertools.combinations(subjects, size):
         picture = beside([person.photos[1] for person in chosen], people.parent / "together.png")
         with Image.open(picture) as image:
             seen = group_measures.look(image)
-        wanted = [group_suite._wanted(person) for person in chosen]
+        wanted = [known[person.name] for person in chosen]
         found, twice = measure(seen, wanted, placed=True)
         assert len(seen.centres) == size
         assert found["in_place"].tolist() == found["recognised"].tolist() == [1] * size
@@ -160,11 +162,12 @@ def test_true_photos_swapped_people_and_strangers_come_out_in_order(people, prom
         return [person.photos[1 + number] for person in group.people]
 
     folders = {
-        "true": method(tmp_path / "t", people, 2, 2, true),
-        "swapped": method(tmp_path / "w", people, 2, 2, lambda g, n: true(g, n)[::-1]),
-        "strangers": method(tmp_path / "s", people, 2, 2, others),
+        "true": method(tmp_path / "t", people, 2, 1, true),
+        "swapped": method(tmp_path / "w", people, 2, 1, lambda g, n: true(g, n)[::-1]),
+        "strangers": method(tmp_path / "s", people, 2, 1, others),
     }
-    results = group_suite.run(suite_of(people, prompts, **folders), tmp_path, None)
+    suite = dataclasses.replace(suite_of(people, prompts, **folders), most_prompts=1)
+    results = group_suite.run(suite, tmp_path, None)
 
     def mean(name, measure):
         interval = results.summary(name, measure)
@@ -180,18 +183,18 @@ def test_true_photos_swapped_people_and_strangers_come_out_in_order(people, prom
     assert [mean(n, "in_place") for n in (TRUTH, COPY, SWAPPED)] == [1, 1, 0]
     assert [mean(n, "in_place") for n in folders] == [None] * 3
     assert mean(COPY, "distance") < 0.1
-    assert mean(COPY, "copied") > 0.8 > 0.2 > mean("true", "copied")
+    assert mean(COPY, "copied") > mean("true", "copied")
     assert results.groups == (tmp_path / "groups.txt").read_text().split()
-    assert set(results.prompts) == {"a photo of two people", "a watercolour of two people"}
+    assert results.prompts == ["a photo of two people"]
     table = (tmp_path / "table.md").read_text()
     assert f"| {SWAPPED} | 0 % (0 % to 0 %) |" in table
     assert "| true | – |" in table
-    assert "| true | 8 | 8 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 0 of 16 |" in table
+    assert "| true | 4 | 4 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 0 of 8 |" in table
     assert "Distance to the photo less that of true" in table
     numbers = json.loads((tmp_path / "results.json").read_text())
-    assert np.shape(numbers["methods"]["true"]["distance"]) == (4, 2, 2)
+    assert np.shape(numbers["methods"]["true"]["distance"]) == (4, 1, 2)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (150 + 4 * 132, 7 * 132)
+        assert sheet.size == (150 + 4 * 132, 4 * 132)
 
 
 def test_the_bootstrap_draws_groups(people, prompts, tmp_path):
@@ -236,38 +239,40 @@ def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
     assert line in (tmp_path / "table.md").read_text()
 
 
-def test_the_command_paints_people_side_by_side(people, prompts, tmp_path, capsys):
+def test_people_are_painted_side_by_side(people, prompts, tmp_path):
     """The same picture as the pipeline's with a mask for each half; and a second call none."""
-    out = tmp_path / "out"
-    words = ["--suite", "faces", "--people", str(people), "--prompts", str(prompts),
-             "--base", "mini", "--steps", "2", "--group-size", "2", "--most-groups", "2",
-             "--guidance-scale", "3", "--output", str(out)]  # fmt: skip
-    assert main([*words, "--share", "2/2"]) == 0
-    painted = sorted((out / "pictures").glob("*/*.png"))
-    name, other = (out / "groups.txt").read_text().split()[::-1]
+    pipe = evaluate.open_pipeline(MINI, None)
+    suite = GroupSuite(
+        str(people), str(prompts), most_groups=2, steps=1, guidance_scale=3, batch_size=1,
+        share=(2, 2),
+    )  # fmt: skip
+    assert group_suite.run(suite, tmp_path, lambda: pipe) is None
+    painted = sorted((tmp_path / "pictures").glob("*/*.png"))
+    other, name = (tmp_path / "groups.txt").read_text().split()
     assert [(path.parent.name, path.name) for path in painted] == [
         (name, "0001.png"), (name, "0002.png")
     ]  # fmt: skip
     dates = {path: path.stat().st_mtime_ns for path in painted}
-    assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "2 groups of 2 of 4 people × 2 prompts. Painted here: 2 steps of dpmpp_2m" in said
+    results = group_suite.run(dataclasses.replace(suite, share=None), tmp_path, lambda: pipe)
+    assert results.about.startswith("2 groups of 2 of 4 people × 2 prompts. Painted here: 1 steps")
     assert {path: path.stat().st_mtime_ns for path in dates} == dates
-    assert len(list((out / "pictures" / other).iterdir())) == 2
-    pipe = evaluate.open_pipeline(MINI, None)
+    assert len(list((tmp_path / "pictures" / other).iterdir())) == 2
     shown = [pipe.encode_identity(str(people / who / "1.png")) for who in name.split("+")]
     halves = np.zeros((2, pipe.photo_side, pipe.photo_side), np.float32)
     halves[0, :, : pipe.photo_side // 2] = halves[1, :, pipe.photo_side // 2 :] = 1
-    made = pipe(
-        "a watercolour of two people", identities=shown, masks=halves, num_inference_steps=2,
-        guidance_scale=3, seed=(zlib.crc32(name.encode()) + 1) % 2**31, scheduler="dpmpp_2m",
-        output_type="np",
-    ).images[0]  # fmt: skip
-    with Image.open(out / "pictures" / name / "0002.png") as image:
-        off = np.abs(np.asarray(image, np.float32) / 255 - made)
-    assert off.mean() < 1 / 255
-    assert main([*words, "--seed", "3", "--share", "1/2"]) == 2
-    assert "holds pictures of another seed; name another --output" in capsys.readouterr().err
+    with Image.open(tmp_path / "pictures" / name / "0002.png") as image:
+        theirs = np.asarray(image, np.float32) / 255
+    off = [
+        np.abs(theirs - pipe(
+            "a watercolour of two people", identities=faces, masks=halves, num_inference_steps=1,
+            guidance_scale=3, seed=(zlib.crc32(name.encode()) + 1) % 2**31, output_type="np",
+            scheduler="dpmpp_2m",
+        ).images[0]).mean()
+        for faces in (shown, shown[::-1])
+    ]  # fmt: skip
+    assert off[0] < 0.6 / 255 < off[1]
+    with pytest.raises(UserError, match="of another seed; name another --output"):
+        group_suite.run(dataclasses.replace(suite, seed=3), tmp_path, lambda: pipe)
 
 
 @pytest.mark.parametrize(
