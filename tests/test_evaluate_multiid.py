@@ -171,8 +171,11 @@ def test_what_is_wrong_is_told_in_a_line(people, bench, tmp_path, capsys, change
 def read_as_their_script(root, people):
     """What eval.py opens, with the file names of their README."""
     for name in sorted(path.name for path in root.iterdir() if path.is_dir()):
-        images = [Image.open(root / name / f"{stem}.jpg") for stem in ("out", "ori")]
-        images += [Image.open(root / name / f"ref_{n}.jpg") for n in range(1, people + 1)]
+        images = []
+        for stem in ("out", "ori", *(f"ref_{n}" for n in range(1, people + 1))):
+            with Image.open(root / name / f"{stem}.jpg") as image:
+                image.load()
+                images.append(image)
         assert {image.format for image in images} == {"JPEG"}
         assert {image.mode for image in images} == {"RGB"}
         with open(root / name / "meta.json", encoding="utf-8") as file:
