@@ -72,7 +72,7 @@ class FaceProcessor(torch.nn.Module):
             scene.captured[self.layer] = hidden_states
         if scene.captured is not None or not scene.people:
             asked = (hidden_states, encoder_hidden_states, attention_mask, temb)
-            return self.replaced()(attn, *asked, **kwargs)
+            return self._without_faces(attn, *asked, **kwargs)
         if attention_mask is not None:
             raise UserError("the pipeline masks the prompt's tokens, which is not supported here")
         plain = scene.plain_rows(len(hidden_states))
@@ -80,8 +80,16 @@ class FaceProcessor(torch.nn.Module):
         with_faces = self._attend(attn, hidden_states[plain:], text[plain:])
         if plain:
             head = hidden_states[:plain], text[:plain], None, temb
-            with_faces = torch.cat([self.replaced()(attn, *head, **kwargs), with_faces])
+            with_faces = torch.cat([self._without_faces(attn, *head, **kwargs), with_faces])
         return with_faces
+
+    def _without_faces(
+        self, attn: Any, hidden: Any, text: Any, mask: Any, temb: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        if temb is not None:  # not every processor takes it
+            kwargs["temb"] = temb
+        text_and_mask = {"encoder_hidden_states": text, "attention_mask": mask}
+        return self.replaced()(attn, hidden, **text_and_mask, **kwargs)  # type: ignore[no-any-return]
 
     def _attend(self, attn: Any, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         if attn.norm_cross:
