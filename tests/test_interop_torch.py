@@ -1,6 +1,7 @@
 """The adapter in a PyTorch pipeline paints what ours paints."""
 
 import importlib.util
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -433,12 +434,13 @@ def test_the_hub_and_folders(base, pipe, tmp_path, monkeypatch):
     load_fusion(pipe, repository / "snapshots" / commit).unload()
 
 
-def test_the_one_file_does_what_the_package_does(base, pipe, photos, tmp_path):
+def test_the_one_file_does_what_the_package_does(base, pipe, photos, tmp_path, monkeypatch):
     (tmp_path / "fusion_diffusers.py").write_text(one_file())
     spec = importlib.util.spec_from_file_location(
         "fusion_diffusers", tmp_path / "fusion_diffusers.py"
     )
     alone = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fusion_diffusers", alone)  # its dataclass looks it up
     spec.loader.exec_module(alone)
     make_adapter(base, 0, tmp_path / "adapter.safetensors", fusion="decoupled")
 
