@@ -47,7 +47,7 @@ def read_region(mask: Any, number: int) -> np.ndarray | Image.Image | tuple[floa
     else:
         values = _numbers(mask, number)
         if values.ndim == 1:
-            return check_box(values.tolist())
+            return check_box(mask)  # not in float32, which may touch a pixel more
         region, any_set = values, bool(values.any())
     if not any_set:
         raise UserError(
