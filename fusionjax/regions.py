@@ -20,6 +20,8 @@ def read_regions(masks: Any) -> list[Any]:
         masks: one for each person; a single picture is the first one's.
     """
     given = [masks] if isinstance(masks, Image.Image) else masks
+    if not hasattr(given, "__iter__"):
+        raise UserError(f"masks is {told(masks)}; give one for each person")
     return [read_region(mask, number) for number, mask in enumerate(given)]
 
 

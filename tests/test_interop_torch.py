@@ -402,7 +402,7 @@ def test_one_clear_line_for_people_and_masks(pipe, shown, tmp_path):
     for masks, line in {
         "1 masks are given for 2 people": [LEFT],
         "mask 1 is empty": [LEFT, np.zeros((8, 8))],
-        r"the box is \[0.5, 0.0, 0.2, 1.0\]": [LEFT, (0.5, 0, 0.2, 1)],
+        r"the box is \[0.5, 0, 0.2, 1\]": [LEFT, (0.5, 0, 0.2, 1)],
         r"mask 0 is 'left.png' of shape \(\)": ["left.png", RIGHT],
     }.items():
         with pytest.raises(UserError, match=masks):
