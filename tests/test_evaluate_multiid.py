@@ -213,11 +213,11 @@ def test_what_is_painted_is_written_for_their_script(people, tmp_path):
 
 
 def test_one_person_alone_is_written_too(people, tmp_path):
-    """Their `v200_single`: by the suite of one person, from the embedded model."""
+    """Their `v200_single`: by the suite of one person, whose pictures are painted already."""
     (tmp_path / "prompts.txt").write_text("a photo of {person}\n")
-    suite = FacesSuite(
-        str(people), str(tmp_path / "prompts.txt"), most_people=2, steps=1, layout="multiid"
-    )
+    for subject in read_people(people, 2):
+        beside([subject.photos[1]], tmp_path / "pictures" / subject.name / "0001.png")
+    suite = FacesSuite(str(people), str(tmp_path / "prompts.txt"), most_people=2, layout="multiid")
     faces_suite.run(suite, tmp_path, lambda: evaluate.open_pipeline(MINI, None))
     written = list(read_as_their_script(tmp_path / "multiid", 1))
     names = [subject.name for subject in read_people(people, 2)]
