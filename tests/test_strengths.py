@@ -185,7 +185,7 @@ def test_a_curve_of_drawn_people(tmp_path):
     ("words", "told"),
     [
         (["--face-strengths", "1,1"], "face_strengths has 1 value; a curve needs two or more"),
-        (["--face-strengths", "0,-1"], "face_strength is -1.0; it must be in 0..1000000"),
+        (["--face-strengths", "0,-1"], "face_strength is -1; it must be in 0..1000000"),
         (["--face-strengths", "0,1", "--face-strength", "1"], "are both given; use one of them"),
         (["--face-strengths", "0,1", "--fusion", "none"], "need an adapter; name one with"),
         (["--face-strengths", "0,1", "--pairs", "3"], "--pairs does not go with --face-strengths"),
