@@ -335,6 +335,7 @@ def test_the_pipeline_that_calls_is_asked_for_its_guidance(pipe, shown):
         paint_torch(pipe, 1, **unguided)
 
 
+@pytest.mark.slow
 def test_a_compiled_unet(base, pipe, photos, tmp_path):
     path = tmp_path / "adapter.safetensors"
     make_adapter(base, 0, path)
