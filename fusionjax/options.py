@@ -289,7 +289,7 @@ class Settings:
         group=WHO,
     )  # fmt: skip
     face_detail_strength: float = option(
-        0.4, "how far that leaves the face that is there, in (0, 1]", group=WHO, limits=(0, 1),
+        0.6, "how far that leaves the face that is there, in (0, 1]", group=WHO, limits=(0, 1),
         above=True, metavar="S",
     )  # fmt: skip
     faces_in_negative: bool = option(

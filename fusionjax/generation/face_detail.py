@@ -2,13 +2,14 @@
 
 A face of few pixels is of few latents, too few for a person to be seen in. So a square around it is
 cut out and enlarged to the side that the base was trained on, painted again from there with its
-person alone, and laid back with a soft edge.
+person alone and of "a person" (a prompt of several people is not true of it), and laid back with a
+soft edge. How far that leaves what is there decides how much of expression and clothes stays.
 
 Places come from a face detector; of a person whose face it does not find, from the mask, at whose
 top a head is.
 
-Of the mini world's faces of 16 pixels it makes no better ones (`benchmarks/face_detail.py`); with
-Stable Diffusion it has not been measured.
+Of the mini world's faces of 16 pixels it makes somewhat better ones, still hardly recognised
+(`benchmarks/face_detail.py`); with Stable Diffusion it has not been measured.
 
 Legend: H W pixels of the image, i identities.
 """
@@ -32,6 +33,7 @@ from fusionjax.pixels import to_unit
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 # requests, settings → images
 Generate = Callable[[Sequence[Request], Settings], Iterable[Generated]]
+PROMPT = "a person"
 _LOOKED_AT = 640  # a smaller image is enlarged before faces are looked for
 _MARGIN, _SOFT = 0.15, 0.05  # of the square's side: what stays, and the Gaussian between
 _AROUND_HEAD = 1.25  # the square's side, of the width of a mask with a head at its top
@@ -181,6 +183,9 @@ def _request(request: Request, person: int, pixels: Any, box: Box | None, side: 
         changes["control_image"] = _square(levels, box, side).astype(np.float32) / 255
     return dataclasses.replace(
         request,
+        prompt=PROMPT,
+        prompt_embeds=None,
+        negative_prompt_embeds=None,
         identities=(request.identities[person],),
         face_strength=float(strengths[person]),
         image=to_unit(_square(pixels, box, side)),
