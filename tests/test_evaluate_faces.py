@@ -96,7 +96,7 @@ def test_true_photos_strangers_and_copies_come_out_in_order(people, prompts, tmp
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert numbers["methods"]["pasted"]["summary"]["verified"]["mean"] == 1
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (150 + 4 * 132, 7 * 132)
+        assert sheet.size == (150 + 4 * 132, 20 + 7 * 132)
 
 
 def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):

@@ -194,7 +194,7 @@ def test_true_photos_swapped_people_and_strangers_come_out_in_order(people, prom
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert np.shape(numbers["methods"]["true"]["distance"]) == (4, 1, 2)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (150 + 4 * 132, 4 * 132)
+        assert sheet.size == (150 + 4 * 132, 20 + 4 * 132)
 
 
 def test_the_bootstrap_draws_groups(people, prompts, tmp_path):

@@ -1,30 +1,32 @@
 """The suite `faces` as the paper's Table 1 and Table 2, as JSON, and as a sheet of pictures."""
 
+import contextlib
 import dataclasses
 import json
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from fusionjax.errors import UserError
 from fusionjax.evaluation import judges_report, metrics
 from fusionjax.evaluation.faces import FAILURES, FaceScores
 from fusionjax.evaluation.judges import Judges, Seen
+from fusionjax.evaluation.markdown import head, told_interval
 from fusionjax.evaluation.people import Shown, find, thumbnail
 from fusionjax.face_detection import SAME_PERSON
+from fusionjax.sheet import Row, labelled_sheet
 
 if TYPE_CHECKING:
     from fusionjax.evaluation.faces_suite import FacesSuite
 
 OURS = "fusionjax"
 _MEASURES = ("distance", "verified", "to_others", "copied", "psnr", "wrapped", "ssim", "text")
-_SIDE, _GAP, _LEFT = 128, 4, 150
+_SIDE = 128  # of a picture on the sheet, in pixels
 
 
 @runtime_checkable
@@ -199,22 +201,6 @@ def rows(results: Summaries, columns: Mapping[str, tuple[str, int]]) -> list[str
     return lines
 
 
-def head(names: Sequence[str]) -> list[str]:
-    """The head of a table."""
-    return [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
-
-
-def told_interval(interval: metrics.Interval | None, digits: int) -> str:
-    """A mean with its interval, see `rows`; a dash for None."""
-    if interval is None:
-        return "–"
-    if digits < 0:
-        mean, low, high = (f"{100 * x:.0f} %" for x in interval)
-    else:
-        mean, low, high = (f"{x:.{digits}f}" for x in interval)
-    return f"{mean} ({low} to {high})"
-
-
 def sheet(
     subjects: Sequence[Shown],
     prompts: Sequence[str],
@@ -231,33 +217,23 @@ def sheet(
         most: columns.
         look_up: finds a picture in a method's folder.
     """
-    shown, asked = subjects[:most], range(min(3, len(prompts)))
-    rows = [("photo", None, 0)] + [
-        (name, folder, n) for n in asked for name, folder in methods.items()
-    ]
-    canvas = Image.new(
-        "RGB", (_LEFT + len(shown) * (_SIDE + _GAP), len(rows) * (_SIDE + _GAP)), "white"
-    )
-    write, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    for row, (name, folder, number) in enumerate(rows):
-        top = row * (_SIDE + _GAP)
-        words = name if folder is None else f"{name}\n{_wrapped(prompts[number])}"
-        write.multiline_text((3, top + 3), words, fill="black", font=font)
-        for column, subject in enumerate(shown):
-            paths = subject.shown if folder is None else (look_up(folder, subject, number),)
-            side = _SIDE // len(paths)
-            for place, path in enumerate(paths):
-                left = _LEFT + column * (_SIDE + _GAP) + place * side
-                try:
-                    if path is not None:
-                        canvas.paste(thumbnail(path, side), (left, top))
-                except UserError:
-                    continue  # it is counted as unreadable
-    return canvas
 
+    def picture(paths: Sequence[Path]) -> Image.Image:
+        cell = Image.new("RGB", (_SIDE, _SIDE), "white")
+        side = _SIDE // len(paths)
+        for place, path in enumerate(paths):
+            with contextlib.suppress(UserError):  # it is counted as unreadable
+                cell.paste(thumbnail(path, side), (place * side, 0))
+        return cell
 
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, 24)[:6])
+    shown = subjects[:most]
+    rows: list[Row] = [("photo", [picture(subject.shown) for subject in shown])]
+    for n in range(min(3, len(prompts))):
+        for name, folder in methods.items():
+            paths = [look_up(folder, subject, n) for subject in shown]
+            pictures = [None if path is None else picture([path]) for path in paths]
+            rows.append((f"{name}: {prompts[n]}", pictures))
+    return labelled_sheet([subject.name for subject in shown], rows, side=_SIDE)
 
 
 def write(results: FacesResults, image: Image.Image, folder: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from fusionjax.evaluation import metrics
-from fusionjax.evaluation.faces_report import head, mean_over_people, rows, told_interval
+from fusionjax.evaluation.faces_report import mean_over_people, rows
 from fusionjax.evaluation.group_measures import EACH, GroupScores
+from fusionjax.evaluation.markdown import head, told_interval
 from fusionjax.face_detection import SAME_PERSON
 
 _MEASURES = (*EACH, "text")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fusionjax.evaluation import metrics
+from fusionjax.evaluation.markdown import head, told_interval
 from fusionjax.evaluation.measure import Assignment, Measured
 from fusionjax.evaluation.suite import PROMPTED, Cases, Pixels, Suite
 from fusionjax.sheet import labelled_sheet
@@ -126,22 +127,22 @@ def table(results: Results) -> str:
         "distance to the person's photo (mean and 95 % bootstrap interval over people; less is "
         "better), for all pictures but line art, which the recogniser does not know.",
         "",
-        *_head([*columns, "face SSIM"]),
+        *head([*columns, "face SSIM"]),
     ]
     for name, way in results.ways.items():
-        cells = [_interval(way.distance, 3), _percent(way.recognised)]
+        cells = [told_interval(way.distance, 3), _percent(way.recognised)]
         cells += [_percent(share) for share in way.prompt.values()]
         # The true picture is what faces are compared with.
         cells += ["–", "–"] if name == TRUTH else [f"{way.psnr:.1f} dB", f"{way.ssim:.3f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for over in (TEXT_ONLY, OURS):
-        ratios = [f"{name}: {_interval(x)}" for name, x in results.ratios(over).items()]
+        ratios = [f"{name}: {told_interval(x, 2)}" for name, x in results.ratios(over).items()]
         if ratios:
             lines += ["", f"Identity distance over that of {over}: {'; '.join(ratios)}."]
     traits = [TRUTH, TEXT_ONLY, OURS, DECOUPLED]
     shown = [name for name in traits if name in results.ways]
     names = list(results.ways[shown[0]].traits)
-    lines += ["", *_head(["own trait shown", *names])]
+    lines += ["", *head(["own trait shown", *names])]
     for name in shown:
         shares = " | ".join(_percent(share) for share in results.ways[name].traits.values())
         lines.append(f"| {name} | {shares} |")
@@ -149,11 +150,11 @@ def table(results: Results) -> str:
     if gain is not None:
         title = f"two people, {suite.pairs} pictures"
         columns = ["faces assigned right (chance: 50 %)", "distance to the own photo ↓"]
-        lines += ["", *_head([title, *columns, "to the other's ↑"])]
+        lines += ["", *head([title, *columns, "to the other's ↑"])]
         for name, pair in results.pairs.items():
-            right = _interval(metrics.Interval(*(100 * x for x in pair.interval)), 0, " %")
+            right = told_interval(pair.interval, -1)
             lines.append(f"| {name} | {right} | {pair.distance:.3f} | {pair.to_other:.3f} |")
-        points = _interval(metrics.Interval(*(100 * x for x in gain)), 0)
+        points = told_interval(metrics.Interval(*(100 * x for x in gain)), 0)
         lines += ["", f"Masks assign {points} percentage points more of the faces right."]
     lines += ["", f"Autoencoder: {results.autoencoder_psnr:.1f} dB PSNR on the drawn pictures."]
     if "verification_accuracy" in results.recogniser:
@@ -166,20 +167,9 @@ def table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(columns: Sequence[str]) -> list[str]:
-    """The first two lines of a table in Markdown."""
-    names = " | ".join(name.replace("_", " ") for name in columns)
-    return [f"| {names} |", "| --- " * len(columns) + "|"]
-
-
 def _alike(measured: Mapping[str, Any]) -> str:
     share = measured.get("told_apart_with_one_trait_different")
     return "" if share is None else f", {_percent(share)} where one trait alone is different"
-
-
-def _interval(interval: metrics.Interval, digits: int = 2, unit: str = "") -> str:
-    mean, low, high = (f"{x:.{digits}f}{unit}" for x in interval)
-    return f"{mean} ({low} to {high})"
 
 
 def _percent(share: float) -> str:

@@ -18,6 +18,7 @@ from fusionjax.errors import UserError
 from fusionjax.evaluation import curve, faces_suite, measure
 from fusionjax.evaluation import suite as suites
 from fusionjax.evaluation.faces_report import OURS, FacesResults
+from fusionjax.evaluation.markdown import head
 from fusionjax.evaluation.metrics import Interval
 from fusionjax.evaluation.recogniser import Recogniser
 from fusionjax.files import whole_file, write_whole
@@ -231,8 +232,7 @@ def table(made: Curve) -> str:
     lines = [
         f"{made.what}Distances with 95 % bootstrap intervals over people.",
         "",
-        f"| {' | '.join(heads)} |",
-        "| --- " * len(heads) + "|",
+        *head(heads),
     ]
     for row in made.rows:
         cells = ["–"] * 2
