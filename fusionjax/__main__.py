@@ -1,6 +1,7 @@
 """fusionjax: Stable Diffusion 1.5 that keeps a person's face.
 
     fusionjax sample …                                images of people
+    fusionjax prepare SOURCE… DATASET                 pictures of people as a dataset
     fusionjax train [CONFIG] …                        an adapter of your own
     fusionjax export RUN_DIR adapter.safetensors      it, for PyTorch
     fusionjax export RUN_DIR FOLDER                   it, with a page about it, to share
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fusionjax",
-        usage="fusionjax COMMAND …",
+        usage="fusionjax COMMAND …, or fusionjax --help",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -174,6 +174,11 @@ class Job(Settings, Description):
             raise UserError("mask_image is given without image; name the image to paint in")
         if any(self.outpaint) and not self.image:
             raise UserError("outpaint is given without image; name the image to enlarge")
+        if self.mask_blur and not (self.mask_image or any(self.outpaint)):
+            raise UserError("mask_blur is given without mask_image; name the mask that it softens")
+        for name, needed in _NEEDED.items():
+            if getattr(self, name) != _DEFAULTS[name] and not getattr(self, needed):
+                raise UserError(f"{name} is given without {needed}, and would do nothing")
         if self.control_image and not self.controlnet:
             raise UserError("control_image is given without controlnet; name the ControlNet")
         placed = [bool(person.box or person.mask) for person in self.people]
@@ -227,6 +232,10 @@ class Job(Settings, Description):
             What `from_mapping` reads.
         """
         return _to_json(self, full)
+
+
+_NEEDED = {"upscale_strength": "upscale", "face_detail_strength": "face_detail"}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job)}
 
 
 def even_batch(pictures: int, most: int) -> int:

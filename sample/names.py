@@ -28,6 +28,7 @@ FIELDS = {
 }
 _NUMBERS = {"index": "04d", "number": "03d", "seed": "d", "width": "d", "height": "d"}
 _OF_JOB, _OF_ROW = "{index}_seed{seed}", "{id}_{number}"
+_NOT_WRITTEN = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".svg", ".pdf")
 _LONGEST_PROMPT = 60  # characters of it in a name
 _LONGEST_NAME = 240  # bytes: file systems allow 255, and a sheet's name is longer
 
@@ -63,6 +64,11 @@ class Output:
         Raises:
             UserError: for an unknown field, and for what is no name.
         """
+        if output.suffix.lower() in _NOT_WRITTEN and not output.is_dir():
+            raise UserError(
+                f"--output is {output}, and {output.suffix} is not written here; end it in "
+                f"{', '.join(SUFFIXES)}, or name a folder"
+            )
         flag = "--output-name"
         if output.suffix.lower() in SUFFIXES and not output.is_dir():
             if name is not None:

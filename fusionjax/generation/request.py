@@ -141,6 +141,8 @@ def check_request(request: Request, settings: Settings, model: Model, *, adapter
     _check_people(request, settings, model, adapter=adapter)
     if any(request.outpaint):
         raise UserError("outpaint is for images that are read by the pipeline; enlarge the array")
+    if request.mask_blur and request.mask_image is None:
+        raise UserError("mask_blur is given without mask_image; give the mask that it softens")
     if request.mask_image is not None:
         if request.image is None:
             raise UserError("mask_image is given without an image to paint in")
