@@ -122,6 +122,7 @@ def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
     assert "| m | 5 | 1 | 1 | 1 | 1 | 2 |" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_true_photo_is_not_compared_with_itself(people, prompts, tmp_path):
     """Of two photos a person there is nothing else to compare with."""
     for folder in sorted(shutil.copytree(people, tmp_path / "people").iterdir()):
@@ -227,6 +228,7 @@ def test_the_other_suites_words_are_refused(tmp_path, capsys):
     assert "--suite faces needs --people FOLDER" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_clip_of_a_folder(people, prompts, tmp_path):
     """Random weights where a CLIP's lie: 100 × the cosine of its own features."""
     part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,

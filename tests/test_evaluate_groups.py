@@ -151,6 +151,7 @@ def test_who_stands_where_is_seen_in_true_photos(people, size):
         assert found["recognised"].tolist() == [1] * size
 
 
+@pytest.mark.slow
 def test_true_photos_swapped_people_and_strangers_come_out_in_order(people, prompts, tmp_path):
     """And so do folders that hold them, but for places, which nobody told those methods."""
     subjects = read_people(people)
@@ -239,6 +240,7 @@ def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
     assert line in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_people_are_painted_side_by_side(people, prompts, tmp_path):
     """The same picture as the pipeline's with a mask for each half; and a second call none."""
     pipe = evaluate.open_pipeline(MINI, None)

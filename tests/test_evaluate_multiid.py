@@ -182,6 +182,7 @@ def read_as_their_script(root, people):
             yield name, json.load(file)["prompt"], images
 
 
+@pytest.mark.slow
 def test_what_is_painted_is_written_for_their_script(people, tmp_path):
     """And measured again from there it is as near to the people, but for JPEG."""
     (tmp_path / "prompts.txt").write_text("a photo of {person}\n")
@@ -212,6 +213,7 @@ def test_what_is_painted_is_written_for_their_script(people, tmp_path):
     assert names == {"ref_1.jpg", "ref_2.jpg", "ori.jpg", "meta.json"}
 
 
+@pytest.mark.slow
 def test_one_person_alone_is_written_too(people, tmp_path):
     """Their `v200_single`: by the suite of one person, whose pictures are painted already."""
     (tmp_path / "prompts.txt").write_text("a photo of {person}\n")

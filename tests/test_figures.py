@@ -178,6 +178,7 @@ def test_people(world, figure, tmp_path):
     assert np.abs(cell(sheet, 1, 5) - alone).max() <= 2
 
 
+@pytest.mark.slow
 def test_styles(world, figure):
     (world / "two.txt").write_text("a photo of {person}\n\nline art\n")
     sheet = figure("styles", "--prompts", world / "two.txt")

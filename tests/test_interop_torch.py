@@ -387,7 +387,8 @@ def test_masks_of_all_kinds_are_the_same_in_both(base, pipe, photos, tmp_path):
         assert torch.equal(fusion.bias(0), expected), kind
         [request], _ = read_call(
             model, "a", "", 1, 0, None, {"height": SIDE, "width": SIDE}, masks=masks(),
-            image=None, mask_image=None, control_image=None,
+            prompt_embeds=None, negative_prompt_embeds=None, identities=[person, person],
+            face_strength=1.0, image=None, mask_image=None, control_image=None,
         )  # fmt: skip
         assert (request.masks == left_and_right()).all(), kind
     assert (fusion.bias(0) < -1e8).any()

@@ -13,6 +13,7 @@ from fusionjax.backend import compilation
 from fusionjax.diffusion import samplers as schedulers
 from fusionjax.errors import UserError
 from fusionjax.generation import programs
+from fusionjax.generation.renewed import renewed
 from fusionjax.generation.request import Request, box_mask
 from fusionjax.generation.runner import MOST_PROGRAMS, Runner
 from fusionjax.identity import Identity
@@ -507,8 +508,13 @@ def test_wrong_arguments_are_named_before_anything_is_compiled(pipe, paint, opti
 
 def test_an_identity_of_another_base_or_option_is_refused(pipe, people, paint):
     other = FusionPipeline(tiny.tiny_base(seed=7), *tiny.tiny_fusion())
-    with pytest.raises(UserError, match="identity 0 was encoded with the base model"):
-        other("a person", people[:1])
+    with pytest.warns(UserWarning, match="is computed again from its latents"):
+        again = renewed(other.runner, people[0])
+    assert again.base_fingerprint == other.base.identity_fingerprint
+    assert renewed(other.runner, people[0]) is again  # once
+    layer = next(iter(again.states))
+    assert again.states[layer].shape == people[0].states[layer].shape
+    assert not np.array_equal(again.states[layer], people[0].states[layer])
     matched = make_pipe(reference="matched")
     with pytest.raises(UserError, match="encoded for reference='clean', and the adapter"):
         matched("a person", people[:1])

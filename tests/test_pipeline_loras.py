@@ -88,6 +88,7 @@ def test_weights_are_those_of_a_fresh_load(folder, loras):
         assert now.params["unet"]["conv_in"]["kernel"] is base.params["unet"]["conv_in"]["kernel"]
 
 
+@pytest.mark.slow
 def test_a_picture_is_that_of_a_fresh_pipeline(folder, loras):
     pipe = pipeline(folder)
     person = pipe.encode_identity(photo(1), crop="none")

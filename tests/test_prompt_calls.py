@@ -21,6 +21,7 @@ from sample.options import parse
 from tests import tiny
 
 LONG = "a band in the rain and " * 5  # letters are tokens
+SIZE = 8, 8
 SHORT = {"num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "latent"}
 
 
@@ -116,24 +117,32 @@ def test_texts_are_one_for_each_prompt():
 
 
 def test_people_are_of_all_prompts_or_of_each():
-    shared = people_of_each(["ann", "ben"], [1.0, 2.0], None, 2)
+    shared = people_of_each(["ann", "ben"], [1.0, 2.0], None, 2, SIZE)
     assert (
         shared == [{"identities": ["ann", "ben"], "face_strength": [1.0, 2.0], "masks": None}] * 2
     )
     masks = [np.zeros((1, 8, 8)), np.ones((2, 8, 8))]
-    own = people_of_each([["ann"], ["ben", "cleo"]], [[1], [2, 3]], masks, 2)
+    own = people_of_each([["ann"], ["ben", "cleo"]], [[1], [2, 3]], masks, 2, SIZE)
     assert [each["identities"] for each in own] == [["ann"], ["ben", "cleo"]]
     assert [each["face_strength"] for each in own] == [[1], [2, 3]]
     assert [each["masks"].shape for each in own] == [(1, 8, 8), (2, 8, 8)]
-    everywhere = people_of_each([["ann"], ["ben"]], 1.0, np.ones((1, 8, 8)), 2)
+    everywhere = people_of_each([["ann"], ["ben"]], 1.0, np.ones((1, 8, 8)), 2, SIZE)
     assert [each["masks"].shape for each in everywhere] == [(1, 8, 8)] * 2
+    halves = [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+    left, right = people_of_each(["ann", "ben"], 1.0, halves, 1, SIZE)[0]["masks"]
+    assert left[:, :4].all()
+    assert not left[:, 4:].any()
+    np.testing.assert_array_equal(right, 1 - left)
+    picture = Image.fromarray(np.uint8(255 * left))
+    nested = people_of_each([["ann"], ["ben"]], 1.0, [[picture], [halves[1]]], 2, SIZE)
+    np.testing.assert_array_equal([each["masks"][0] for each in nested], [left, right])
     for given, message in (
         ((["ann", ["ben"]], 1.0, None, 2), "identities holds 1 lists of people in 2 entries for 2"),
         (([["ann"], ["ben"]], 1.0, None, 3), "identities holds 2 lists of people in 2 entries for"),
         (([["ann"], ["ben"]], [[1.0]], None, 2), "face_strength holds 1 lists of numbers in 1"),
     ):
         with pytest.raises(UserError, match=message):
-            people_of_each(*given)
+            people_of_each(*given, SIZE)
 
 
 def test_a_list_of_seeds_is_one_for_each_image():

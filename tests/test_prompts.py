@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -240,7 +241,7 @@ def test_text_and_faces_share_a_softmax_whatever_the_texts_length(length):
     shapes = [(1, 6, 1, 8), (1, length, 1, 8), (1, length, 1, 8), (1, 2, 5, 1, 8), (1, 2, 5, 1, 8)]
     q, kc, vc, kf, vf = (rng.normal(size=shape) for shape in shapes)
     bias = np.log([[[0.5, 2.0]]])
-    ours = attention(*(x.astype(np.float32) for x in (q, kc, vc, kf, vf, bias)))
+    ours = attention(*(jnp.asarray(x, jnp.float32) for x in (q, kc, vc, kf, vf, bias)))
     keys = np.concatenate([kc[0, :, 0], kf[0].reshape(10, 8)])
     values = np.concatenate([vc[0, :, 0], vf[0].reshape(10, 8)])
     logits = q[0, :, 0] @ keys.T / np.sqrt(8)

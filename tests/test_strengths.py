@@ -140,6 +140,7 @@ def test_a_curve_of_real_people(people, prompts, tmp_path):  # noqa: F811
         assert not marks(picture, RED)  # without a CLIP, a method is a line across
 
 
+@pytest.mark.slow
 def test_what_is_painted_at_a_strength(people, prompts, tmp_path):  # noqa: F811
     """Strength 0 is the base alone, to the pixel's rounding; others are not; a share measures
     nothing, and a second call paints nothing.
@@ -167,6 +168,7 @@ def test_what_is_painted_at_a_strength(people, prompts, tmp_path):  # noqa: F811
         strengths.run_faces(few, [0, 1], tmp_path / "c", lambda: alone)
 
 
+@pytest.mark.slow
 def test_a_curve_of_drawn_people(tmp_path):
     """At strength 0 what is measured is that of text alone."""
     pipe, judge = _pipe(), _judge()

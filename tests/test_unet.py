@@ -462,10 +462,6 @@ def test_bad_input_is_named(world):
     def faces(strength=one, states=states, **kwargs):
         return fused.faces(world.fusion, states, strength, **(size | kwargs))
 
-    with pytest.raises(UserError, match=r"latents are 8×10 .* multiples of 4"):
-        fused(world.params, world.latents[:, :, :10], world.timesteps, world.text)
-    with pytest.raises(UserError, match=r"latents are 8×10 "):
-        faces(width=10)
     with pytest.raises(UserError, match=r"strength is -1; .* ≥ 0"):
         faces(strength=one.at[0, 1].set(-1))
     with pytest.raises(UserError, match="strength is nan"):

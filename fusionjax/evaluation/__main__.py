@@ -95,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         help="several strengths: a curve of identity against prompt",
     )  # fmt: skip
     parser.add_argument("--scheduler", help="the sampler")
+    parser.add_argument(
+        "--faces-in-negative", action="store_true", default=None,
+        help="mini: show the faces to the guidance's negative branch too",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, help="pictures painted at once")
     parser.add_argument("--seed", type=int, help="of people, prompts and noise")
     return parser
@@ -144,7 +148,7 @@ _OF_PAINTING = (
     "base", "fusion", "prompts", "steps", "guidance_scale", "face_strength", "face_strengths",
     "scheduler", "batch_size", "seed",
 )  # fmt: skip
-_OF_MINI = ("decoupled", "recogniser", "split", "pairs", "photos")
+_OF_MINI = ("decoupled", "recogniser", "split", "pairs", "photos", "faces_in_negative")
 
 
 def _run(args: argparse.Namespace) -> None:

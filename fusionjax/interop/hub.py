@@ -41,10 +41,9 @@ def download(source: str, weights: Iterable[Iterable[str]]) -> Path:
     Raises:
         UserError: if it is neither on the hub nor in the cache, or may not be had.
     """
-    file = _FILE.fullmatch(source)
+    if _FILE.fullmatch(source):
+        return download_file(source)
     try:
-        if file is not None:
-            return Path(hf_hub_download(file[1], file[2]))
         parts = [list(part) for part in weights]
         folder = Path(snapshot_download(source, allow_patterns=[*_CONFIGS, *(p[0] for p in parts)]))
         for part in parts:
@@ -60,6 +59,23 @@ def download(source: str, weights: Iterable[Iterable[str]]) -> Path:
     except (OSError, ValueError) as error:  # every error of huggingface_hub and its transport
         raise _not_had(source, error) from None
     return folder
+
+
+def download_file(source: str) -> Path:
+    """Brings one file from the hub, or finds it in the cache.
+
+    Args:
+        source: `owner/name/file.safetensors`.
+
+    Raises:
+        UserError: as `download`.
+    """
+    file = _FILE.fullmatch(source)
+    assert file is not None
+    try:
+        return Path(hf_hub_download(file[1], file[2]))
+    except (OSError, ValueError) as error:  # every error of huggingface_hub and its transport
+        raise _not_had(source, error) from None
 
 
 def _not_had(source: str, error: Exception) -> UserError:
@@ -136,5 +152,5 @@ def adapter_file(source: str | os.PathLike[str]) -> Path:
     if path.exists() or not looks_like_hub_id(name):
         return path
     if name.endswith(".safetensors"):
-        return download(name, ()) if _FILE.fullmatch(name) else path
-    return download(f"{name}/{ADAPTER}", ())
+        return download_file(name) if _FILE.fullmatch(name) else path
+    return download_file(f"{name}/{ADAPTER}")

@@ -24,6 +24,7 @@ class _Module:
         defined: the statements that make each of its names.
         ours: names that it imports from modules of ours, with the module.
         outside: the line that imports each other name.
+        whole: modules of ours that it names whole, which cannot be taken apart.
     """
 
     lines: list[str]
@@ -31,6 +32,7 @@ class _Module:
     defined: dict[str, list[ast.stmt]] = dataclasses.field(default_factory=dict)
     ours: dict[str, str] = dataclasses.field(default_factory=dict)
     outside: dict[str, str] = dataclasses.field(default_factory=dict)
+    whole: set[str] = dataclasses.field(default_factory=set)
 
 
 def one_file(root: str = ROOT) -> str:
@@ -56,6 +58,8 @@ def one_file(root: str = ROOT) -> str:
         its = modules.setdefault(module, _parsed(module))
         for statement in its.defined[name]:
             for other in _names(statement):
+                if other in its.whole:
+                    raise ValueError(f"{module}: {name} needs the whole module {other}")
                 if other in its.ours:
                     want(its.ours[other], other)
                 elif other in its.defined:
@@ -91,7 +95,9 @@ def _parsed(name: str) -> _Module:
                 module.outside[here] = f"import {ast.unparse(alias)}"
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if (node.module or "").startswith(_OURS):
+                if node.module == _OURS.rstrip("."):
+                    module.whole.add(alias.asname or alias.name)
+                elif (node.module or "").startswith(_OURS):
                     module.ours[alias.asname or alias.name] = str(node.module)
                 else:
                     line = f"from {node.module} import {ast.unparse(alias)}"
