@@ -285,7 +285,7 @@ class Settings:
         above=True, metavar="S",
     )  # fmt: skip
     face_detail: bool = option(
-        False, "paint each small face once more, at the size that the base was trained on",
+        False, "experimental: paint each small face again, at the size the base was trained on",
         group=WHO,
     )  # fmt: skip
     face_detail_strength: float = option(
