@@ -128,14 +128,8 @@ def score(
         subject, number = subjects[place[0]], place[1]
         if progress is not None:
             progress(place[0] * len(prompts) + number + 1, shape[0] * shape[1])
-        path = pictures(subject, number)
-        if path is None:
-            failures["missing"] += 1
-            continue
-        try:
-            image = read_photo(path)
-        except UserError:
-            failures["unreadable"] += 1
+        image = read_or_count(pictures(subject, number), failures)
+        if image is None:
             continue
         if clip is not None:
             text[place] = clip(image, prompts[number])
@@ -157,6 +151,20 @@ def score(
         **found, faces=faces, failures=failures, extra=extra,
         text=None if clip is None else text, further=further,
     )  # fmt: skip
+
+
+def read_or_count(
+    picture: Path | Image.Image | None, failures: dict[str, int]
+) -> Image.Image | None:
+    """Reads a picture to be measured; None if that cannot be, which is counted."""
+    if picture is None:
+        failures["missing"] += 1
+        return None
+    try:
+        return read_photo(picture)
+    except UserError:
+        failures["unreadable"] += 1
+        return None
 
 
 def _without(known: Known, number: int) -> Known:

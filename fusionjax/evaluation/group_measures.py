@@ -14,11 +14,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from fusionjax.errors import UserError
-from fusionjax.evaluation.faces import FAILURES, Progress, copying
+from fusionjax.evaluation.faces import FAILURES, Progress, copying, read_or_count
 from fusionjax.evaluation.groups import place_at
 from fusionjax.face_detection import SAME_PERSON, detect, embed
-from fusionjax.photos import read_photo
 
 EACH = ("distance", "to_others", "copied", "in_place", "to_rest", "confused", "recognised")
 """What is measured of each person in a picture."""
@@ -214,13 +212,8 @@ def score(
             continue
         wanted[place] = len(ask.people)
         rows[place] = {"recognised": np.zeros(len(ask.people))}
-        if ask.picture is None:
-            failures["missing"] += 1
-            continue
-        try:
-            image = read_photo(ask.picture)
-        except UserError:
-            failures["unreadable"] += 1
+        image = read_or_count(ask.picture, failures)
+        if image is None:
             continue
         if clip is not None:
             text[place] = clip(image, ask.prompt)
