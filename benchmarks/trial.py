@@ -3,6 +3,7 @@
     python -m benchmarks.trial runs/trial                  # all of it; goes on where it stopped
     python -m benchmarks.trial runs/trial --seconds 480    # begins nothing that would take longer
     python -m benchmarks.trial runs/trial --stages base    # what the base draws when it is told
+    python -m benchmarks.trial runs/trial --workers 6      # so many settings at once, on a GPU
 
 Every setting is trained on the mini world and measured on people of the validation split, at
 several face strengths, so that a setting is a curve and no point. A setting's worth is the least
@@ -12,23 +13,27 @@ settings, the same budgets, and the same number of seeds:
 
 base      how often the base shows a trait that the caption names: what no adapter can exceed
 settings  18 settings of each fusion, 500 steps: start, bias, learning rate
-budgets   the best three of each at 2,000 steps, the best of those at 6,000
+budgets   the best three of each at 2,000 steps, then the best of those at 6,000
 seeds     the best of each with three seeds
 readings  of the best concatenation: matched references; faces shown to the negative branch
 test      the best of each, its three seeds, on people of the test split
 
 A setting's folder holds the adapter and `result.json`; FOLDER/table.md is written anew after each.
-With an accelerator a setting of 500 steps takes half a minute, on two cores half an hour.
+On two cores a setting of 500 steps takes half an hour. Several processes share a GPU well: the
+miniature leaves most of it idle (`XLA_PYTHON_CLIENT_PREALLOCATE=false` lets them share its memory).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +59,8 @@ from train.main import use_cpu_settings
 
 STARTS = ("query", "self_attention", "zeros")
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+FUSIONS = ("concat", "decoupled")
+BUDGETS = (500, 2000, 6000)  # steps
 MAY_COST = 0.03  # of the prompt's attributes, on average
 STAGES = ("base", "settings", "budgets", "seeds", "readings", "test")
 Results = dict["Setting", dict[str, Any]]
@@ -85,52 +92,55 @@ class Setting:
         return f"{self.split}{'-negative' if self.faces_in_negative else ''}.json"
 
 
-def first_settings() -> list[Setting]:
+def first_settings(steps: int) -> list[Setting]:
     """As many of each fusion, in turns: a decoupled one has no bias, so more learning rates."""
     concat = [
-        Setting("concat", init, bias, rate)
+        Setting("concat", init, bias, rate, steps)
         for rate, bias, init in itertools.product((5e-3, 2.5e-3), (-4.0, 0.0, -2.0), STARTS)
     ]
     rates = (5e-3, 2.5e-3, 1.2e-3, 1e-2, 3.5e-3, 7e-3)
     decoupled = [
-        Setting("decoupled", init, 0.0, rate) for rate, init in itertools.product(rates, STARTS)
+        Setting("decoupled", init, 0.0, rate, steps)
+        for rate, init in itertools.product(rates, STARTS)
     ]
     return [setting for pair in zip(concat, decoupled, strict=True) for setting in pair]
 
 
-def next_settings(stage: str, results: Results) -> list[Setting]:
+def best_of(results: Results, fusion: str, steps: int, count: int = 1) -> list[Setting]:
+    """The best settings of a fusion and a budget, seed 0 of each, on the validation split."""
+    first = Setting(fusion, steps=steps)
+    fixed = ("fusion", "steps", "seed", "reference", "faces_in_negative", "split")
+    alike = [
+        setting for setting in results
+        if all(getattr(setting, name) == getattr(first, name) for name in fixed)
+    ]  # fmt: skip
+    return sorted(alike, key=lambda setting: worth(results[setting]))[:count]
+
+
+def next_settings(stage: str, results: Results, budgets: Sequence[int]) -> list[Setting]:
     """What a stage wants, as far as it can be said from what is measured."""
+    short, long, longest = budgets
     if stage == "settings":
-        return first_settings()
+        return first_settings(short)
     wanted = []
-    for fusion in ("concat", "decoupled"):
-
-        def best(steps: int, count: int = 1, fusion: str = fusion) -> list[Setting]:
-            first = dataclasses.replace(Setting(fusion), steps=steps)
-            fixed = ("fusion", "steps", "seed", "reference", "faces_in_negative", "split")
-            alike = [
-                setting for setting in results
-                if all(getattr(setting, name) == getattr(first, name) for name in fixed)
-            ]  # fmt: skip
-            return sorted(alike, key=lambda setting: worth(results[setting]))[:count]
-
-        longer = [dataclasses.replace(setting, steps=2000) for setting in best(500, 3)]
-        longest = [dataclasses.replace(setting, steps=6000) for setting in best(2000)]
-        chosen = min(
-            (setting for steps in (500, 2000, 6000) for setting in best(steps)),
-            key=lambda setting: worth(results[setting]),
-            default=None,
-        )
+    for fusion in FUSIONS:
         if stage == "budgets":
-            wanted += [*longer, *longest]
-        if chosen is None:
+            chosen = best_of(results, fusion, short, 3)
+            wanted += [dataclasses.replace(setting, steps=long) for setting in chosen]
+            if all(setting in results for setting in wanted[-len(chosen) :]):
+                best = best_of(results, fusion, long)
+                wanted += [dataclasses.replace(setting, steps=longest) for setting in best]
             continue
-        seeds = [dataclasses.replace(chosen, seed=seed) for seed in range(3)]
+        winners = [setting for steps in budgets for setting in best_of(results, fusion, steps)]
+        if not winners:
+            continue
+        winner = min(winners, key=lambda setting: worth(results[setting]))
+        seeds = [dataclasses.replace(winner, seed=seed) for seed in range(3)]
         if stage == "seeds":
             wanted += seeds
         if stage == "readings" and fusion == "concat":
-            wanted.append(dataclasses.replace(chosen, reference="matched"))
-            wanted.append(dataclasses.replace(chosen, faces_in_negative=True))
+            wanted.append(dataclasses.replace(winner, reference="matched"))
+            wanted.append(dataclasses.replace(winner, faces_in_negative=True))
         if stage == "test":
             wanted += [dataclasses.replace(setting, split="test") for setting in seeds]
     return wanted
@@ -282,26 +292,73 @@ def read_results(folder: Path) -> Results:
     return {Setting(**each["setting"]): each for each in found if "setting" in each}
 
 
-def work(folder: Path, stages: Iterable[str], bench: Bench, done: Callable[[], bool]) -> None:
-    """Trains and measures what the stages want and is not there, until it is time to end."""
-    for stage in stages:
-        if stage == "base" and not (place := folder / "told_traits.json").is_file():
-            write_whole(place, json.dumps(bench.told_traits(), indent=1))
-        while stage != "base":
-            results = read_results(folder)
-            write_whole(folder / "table.md", table(results))
-            missing = [s for s in next_settings(stage, results) if s not in results]
-            if not missing:
-                break
-            if done():
-                return
-            setting = missing[0]
-            print(f"{stage}: {setting.run}, {len(missing)} to go", flush=True)
-            begun = time.monotonic()
-            run = folder / setting.run
-            result = bench.measure(setting, train(setting, run))
-            result["seconds"] = round(time.monotonic() - begun, 1)
-            write_whole(run / setting.result, json.dumps(result, indent=1))
+_bench: Bench  # of a worker process
+
+
+def _start_worker(people: int, prompts: int) -> None:
+    """Begins a worker process."""
+    global _bench
+    use_compilation_cache()
+    _bench = Bench(people, prompts)
+
+
+def _told_traits() -> dict[str, float]:
+    """What the base draws, in a worker."""
+    return _bench.told_traits()
+
+
+def _do(setting: Setting, folder: Path) -> None:
+    """Trains and measures one setting, in a worker; what it says goes to the run's `log.txt`."""
+    begun = time.monotonic()
+    folder.mkdir(exist_ok=True)
+    with (
+        open(folder / "log.txt", "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        result = _bench.measure(setting, train(setting, folder))
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    write_whole(folder / setting.result, json.dumps(result, indent=1))
+
+
+class Trial:
+    """The stages, with so many settings at once; what is measured already is not done again."""
+
+    def __init__(self, folder: Path, pool: ProcessPoolExecutor, at_once: int, seconds: float):
+        self._folder, self._pool, self._at_once = folder, pool, at_once
+        self._end = time.monotonic() + seconds
+
+    def _is_late(self, results: Results) -> bool:
+        """Whether what is begun now would end too late, by what took longest so far."""
+        longest = max((result["seconds"] for result in results.values()), default=0)
+        return time.monotonic() + longest > self._end
+
+    def base(self) -> None:
+        """What the base draws when it is told."""
+        if not (place := self._folder / "told_traits.json").is_file():
+            write_whole(place, json.dumps(self._pool.submit(_told_traits).result(), indent=1))
+
+    def stage(self, stage: str, budgets: Sequence[int]) -> bool:
+        """Does what a stage wants; False if it is too late for some of it."""
+        running: dict[Future[None], Setting] = {}
+        while True:
+            results = read_results(self._folder)
+            write_whole(self._folder / "table.md", table(results))
+            missing = [s for s in next_settings(stage, results, budgets) if s not in results]
+            late = self._is_late(results)
+            # The first setting draws the pictures and encodes them; the others find them.
+            at_once = self._at_once if results else 1
+            for setting in missing:
+                busy = {other.run for other in running.values()}
+                if not late and len(running) < at_once and setting.run not in busy:
+                    folder = self._folder / setting.run
+                    running[self._pool.submit(_do, setting, folder)] = setting
+            if not running:
+                return not missing
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                setting = running.pop(future)
+                future.result()
+                print(f"{stage}: {setting.run}, {len(missing) - 1} to go", flush=True)
 
 
 def main() -> int:
@@ -315,21 +372,28 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=4, help="for each of the people")
+    parser.add_argument("--workers", type=int, default=1, help="settings at once")
+    parser.add_argument(
+        "--budgets", type=int, nargs=3, default=BUDGETS, metavar="STEPS",
+        help="of the stages (%(default)s)",
+    )  # fmt: skip
     args = parser.parse_args()
 
     def body() -> None:
-        use_cpu_settings()
-        use_compilation_cache()
+        use_cpu_settings()  # the workers inherit them
         args.folder.mkdir(parents=True, exist_ok=True)
-        last = time.monotonic()
-        end, longest = last + args.seconds, 0.0
-
-        def done() -> bool:
-            nonlocal last, longest
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-            return last + longest > end
-
-        work(args.folder, args.stages, Bench(args.people, args.prompts), done)
+        with ProcessPoolExecutor(
+            args.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(args.people, args.prompts),
+        ) as pool:
+            trial = Trial(args.folder, pool, args.workers, args.seconds)
+            for stage in args.stages:
+                if stage == "base":
+                    trial.base()
+                elif not trial.stage(stage, args.budgets):
+                    break
 
     return run_command(body)
 
