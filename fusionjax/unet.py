@@ -23,14 +23,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers.models.attention_flax import FlaxAttention
-from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from fusionjax import attention as fused
 from fusionjax import masks as masking
 from fusionjax.backend import flax_unet
+from fusionjax.backend.flax_classes import FlaxAttention, FlaxUNet2DConditionModel
 from fusionjax.backend.flax_unet import Params, split_heads
 from fusionjax.errors import UserError
 from fusionjax.faces import (

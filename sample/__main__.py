@@ -1,5 +1,6 @@
 """`python -m sample`: see `python -m sample --help`."""
 
+import contextlib
 import os
 import sys
 
@@ -24,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ.setdefault("JAX_PLATFORMS", "cpu")
         if options.device is not None:
             prepare(options.device)
+        if options.depth_from is not None:  # before the models' classes, which else keep it out
+            with contextlib.suppress(ImportError):  # what wants it says so
+                import torch  # noqa: F401
         from sample.run import run  # here: `--help` and wrong words need no models
 
         return run(options)

@@ -17,9 +17,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from diffusers.models.attention_flax import FlaxAttention, FlaxGEGLU, FlaxTransformer2DModel
-from diffusers.models.resnet_flax import FlaxDownsample2D, FlaxResnetBlock2D, FlaxUpsample2D
-from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from flax.linen.module import InterceptorContext
 from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
@@ -28,6 +25,15 @@ from jaxtyping import Array
 from fusionjax.backend.attention_kernels import kernel_by_name
 from fusionjax.backend.convolution import convolve
 from fusionjax.backend.devices import default_implementation
+from fusionjax.backend.flax_classes import (
+    FlaxAttention,
+    FlaxDownsample2D,
+    FlaxGEGLU,
+    FlaxResnetBlock2D,
+    FlaxTransformer2DModel,
+    FlaxUNet2DConditionModel,
+    FlaxUpsample2D,
+)
 from fusionjax.errors import UserError
 
 Params = Mapping[str, Any]

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
 import jax.numpy as jnp
-from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 from msgspec import Meta
-from transformers import CLIPTextConfig
-from transformers.modeling_flax_utils import ACT2FN
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
 from fusionjax import schema
+from fusionjax.backend.flax_classes import (
+    ACT2FN,
+    CLIPTextConfig,
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModule,
+    FlaxUNet2DConditionModel,
+)
 from fusionjax.errors import UserError, told
 from fusionjax.options import not_one_of
 

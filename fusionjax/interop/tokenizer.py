@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from transformers import CLIPTokenizer
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from fusionjax.backend.flax_classes import CLIPTokenizer, bytes_to_unicode
 from fusionjax.errors import UserError
 from fusionjax.files import read_whole
 from fusionjax.schema import read_json, whole

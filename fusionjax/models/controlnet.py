@@ -15,11 +15,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from diffusers.models.controlnets.controlnet_flax import FlaxControlNetModel
-from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from jaxtyping import Array, Float
 
 from fusionjax import schema
+from fusionjax.backend.flax_classes import FlaxControlNetModel, FlaxUNet2DConditionModel
 from fusionjax.backend.flax_unet import controlnet_like_torch
 from fusionjax.errors import UserError, told
 from fusionjax.interop import configs, hub, names, original

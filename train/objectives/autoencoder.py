@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers import FlaxAutoencoderKL
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fusionjax.backend.flax_classes import FlaxAutoencoderKL
 from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
 from fusionjax.pixels import decode_image, to_bytes, to_unit

@@ -7,11 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers import FlaxUNet2DConditionModel
 from jax.sharding import Mesh
-from transformers import CLIPTextConfig, CLIPTokenizer
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
+from fusionjax.backend.flax_classes import (
+    CLIPTextConfig,
+    CLIPTokenizer,
+    FlaxCLIPTextModule,
+    FlaxUNet2DConditionModel,
+)
 from fusionjax.data.cache import made_from, text
 from fusionjax.data.records import open_records
 from fusionjax.diffusion.noise_schedule import (
