@@ -1,5 +1,7 @@
 """Strict runtime for every test: a surprise is a failure."""
 
+import contextlib
+import importlib
 import os
 import sys
 import tempfile
@@ -32,6 +34,15 @@ jaxtyping.install_import_hook(
     ["fusionjax", "train", "sample"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+def pytest_sessionstart(session):
+    """Imports the large packages beforehand: met first within our modules, whose import is hooked,
+    each of their files would be compiled anew."""
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", 0):
+        for name in ("torch", "diffusers.models.vae_flax", "orbax.checkpoint", "tensorboardX"):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(name)
 
 
 @pytest.fixture(autouse=True, scope="session")
