@@ -72,7 +72,6 @@ INSTEAD = {
     "cross_attention_kwargs": "face_strength, layer_strength, and lora in from_pretrained",
     "eta": "scheduler, for example 'euler_ancestral'",
     "guess_mode": "guidance_scale=1",
-    "guidance_rescale": "a smaller guidance_scale",
     "ip_adapter_image": "identities, from encode_identity",
     "ip_adapter_image_embeds": "identities, from Identity.load",
     "padding_mask_crop": "mask_image on an image that is cut out",
@@ -225,6 +224,10 @@ class Description:
         None, "how strictly to follow text and faces; 1 is no guidance (default: 7.5; the embedded "
         "model: 3)", group=HOW, limits=(1, LARGEST_GUIDANCE), metavar="G",
     )  # fmt: skip
+    guidance_rescale: float = option(
+        0.0, "give so much of the contrast back that guidance adds (arXiv 2305.08891: 0.7)",
+        group=HOW, limits=(0, 1), metavar="SHARE",
+    )  # fmt: skip
     controlnet_conditioning_scale: float = option(
         1.0, "a factor on the ControlNet's answer", group=START, limits=(0, 100), metavar="S",
         flags=("--controlnet-conditioning-scale", "--control-strength"),
@@ -299,8 +302,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_options(self)
         for name in ("height", "width"):
-            value = getattr(self, name)
-            if value is not None:
+            if (value := getattr(self, name)) is not None:
                 check_multiple(name, value, 8)
 
     @property

@@ -98,7 +98,7 @@ class PlainLoop:
         self.advance = jax.jit(schedulers.advance)
 
     def __call__(self, people, strengths, *, prompt, seed, guidance, faces=None, masks=None,
-                 scheduler="dpmpp_2m", from_step=0):  # fmt: skip
+                 scheduler="dpmpp_2m", from_step=0, rescale=0.0):  # fmt: skip
         base = self.pipe.base
         text, negative = (self.encode_text(base.tokenize([words])) for words in (prompt, ""))
         photos = np.concatenate([person.latents for person in people])[None]
@@ -133,6 +133,7 @@ class PlainLoop:
             else:
                 plain = self.answer(x, t, text, None)
                 out = u + guidance * (plain - u) + faces * (f - plain)
+            out = (1 - rescale) * out + rescale * out * np.std(f) / np.std(out)
             fresh = jax.random.normal(jax.random.fold_in(key, i + 1), (8, 8, 4))[None]
             carry = self.advance(row, carry, out, fresh)
         image = np.asarray(self.decode(carry.latents)[0])
@@ -172,6 +173,19 @@ def test_several_people_with_masks_and_their_own_guidance_equal_a_plain_loop(
     )  # fmt: skip
     np.testing.assert_allclose(out.latents, latents, atol=1e-4 * np.abs(latents).max())
     assert levels_apart(out.images[0], image) <= 1
+
+
+def test_rescaled_guidance_equals_a_plain_loop(plain_loop, people, paint):
+    out = paint(guidance_scale=9.0, guidance_rescale=0.7)
+    latents, _ = plain_loop(
+        people[:1], [1.0], prompt="a person in a garden", seed=5, guidance=9.0, rescale=0.7
+    )
+    np.testing.assert_allclose(out.latents, latents, atol=1e-4 * np.abs(latents).max())
+    mixed = paint(
+        prompt=["a person in a garden"] * 2, seed=5, guidance_scale=9.0, guidance_rescale=0.7
+    )
+    assert levels_apart(mixed.images[0], out.images[0]) <= 1
+    assert levels_apart(paint(guidance_scale=9.0).images[0], out.images[0]) > 1
 
 
 def test_matched_references_equal_a_plain_loop():

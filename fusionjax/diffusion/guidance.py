@@ -40,26 +40,38 @@ def branch_weights(
     return np.stack([1 - text, text], -1)
 
 
-def guided(predict: Predict, weights: Float[Array | np.ndarray, "#b g"]) -> Predict:
+def guided(
+    predict: Predict,
+    weights: Float[Array | np.ndarray, "#b g"],
+    rescale: Float[Array | np.ndarray, " b"] | None = None,
+) -> Predict:
     """Classifier-free guidance in one pass: all branches are one batch.
 
     Args:
         predict: answers for g branches of b images, the first branch's images first.
         weights: from `branch_weights`; one row may serve all images.
+        rescale: φ in [0, 1]: how much of the guided answer's standard deviation becomes that of
+            the answer to prompt and faces (equations 15 and 16 of arXiv 2305.08891); None: 0.
 
     Returns:
         A function of the latents [b, h, w, c] and timesteps [b] of the images.
     """
     branches = weights.shape[-1]
 
-    def mixed(latents: Array, timesteps: Array) -> Array:
+    def answer(latents: Array, timesteps: Array) -> Array:
         answers = predict(for_branches(latents, branches), for_branches(timesteps, branches))
         each = answers.reshape(branches, *latents.shape)
         # A sum and no product of matrices, which a TPU would round to 16 bits.
         by_branch = jnp.reshape(jnp.transpose(weights), (branches, -1, *[1] * (latents.ndim - 1)))
-        return (by_branch * each).sum(0)
+        mixed = (by_branch * each).sum(0)
+        if rescale is None:
+            return mixed
+        axes = tuple(range(1, latents.ndim))
+        factor = each[-1].std(axes, keepdims=True) / mixed.std(axes, keepdims=True)
+        share = jnp.reshape(rescale, (-1, *[1] * (latents.ndim - 1)))
+        return mixed * (share * factor + 1 - share)
 
-    return mixed
+    return answer
 
 
 def for_branches(array: Array, branches: int) -> Array:

@@ -34,6 +34,7 @@ class Conditions(NamedTuple):
         positive: of the prompts.
         seeds: of the samplers' noise, [b].
         guidance: the branches' weights, [b, g].
+        rescale: of the guidance, [b], or None.
         noise: unit starting noise, [b, h, w, c].
         faces: the faces at λ = 1 with their masks, or None.
         photos: in place of their keys and values, photos' latents, [m, r, h, w, c] (`matched`).
@@ -59,6 +60,7 @@ class Conditions(NamedTuple):
     known: Float[Leaf, "b h w c"] | None = None
     keep: Float[Leaf, "b h w 1"] | None = None
     empty: Float[Leaf, "1 t d"] | None = None
+    rescale: Float[Leaf, " b"] | None = None
     control_text: tuple[Leaf, Leaf] | None = None
     control_image: Float[Leaf, "b H W 3"] | None = None
     control_scale: Float[Leaf, " b"] | None = None
@@ -112,6 +114,7 @@ def condition(
         positive=jax.tree.map(lambda array: array[b:], tokens),
         seeds=scene.seeds,
         guidance=scene.guidance,
+        rescale=scene.rescale,
         noise=noise,
         keep=scene.keep,
         control_image=scene.control_image,
@@ -167,7 +170,7 @@ def denoise(
                 params["base"]["unet"], latents, timesteps, text, faces, **residuals
             )
 
-        return guided(answers, conditions.guidance)(latents, timesteps)
+        return guided(answers, conditions.guidance, conditions.rescale)(latents, timesteps)
 
     def noise(index: Array) -> Array:
         shape = carry.latents.shape[1:]

@@ -55,6 +55,7 @@ class Scene(NamedTuple):
         empty_ids: of the empty prompt, [1, t].
         seeds: of all noise, [b].
         guidance: the branches' weights, [b, g].
+        rescale: of the guidance, [b], or None: 0.
         levels: the share of given images and of noise before the first step, [1, 2].
         people: or None.
         latents: unit starting noise in place of the seeds', [b, h, w, c], and
@@ -76,6 +77,7 @@ class Scene(NamedTuple):
     seeds: UInt32[Leaf, " b"]
     guidance: Float[Leaf, "b g"]
     levels: Float[Leaf, "1 2"]
+    rescale: Float[Leaf, " b"] | None = None
     people: People | None = None
     latents: Float[Leaf, "b h w c"] | None = None
     is_given: Leaf | None = None
@@ -121,6 +123,9 @@ def make_scene(requests: Sequence[Request], settings: Settings, plan: Plan, mode
         levels=np.array([[plan.start_clean, plan.start_noise]], np.float32),
         people=people,
     )
+    if any(request.guidance_rescale for request in requests):
+        rescale = np.array([request.guidance_rescale for request in requests], np.float32)
+        scene = scene._replace(rescale=rescale)
     if any(request.latents is not None for request in requests):
         shape = (*grid, base.unet.in_channels)
         given = [
@@ -154,6 +159,7 @@ def batch_key(request: Request, settings: Settings, model: Model) -> Hashable:
         request.masks is not None and padded_references(len(request.masks)),
         request.image is not None,
         request.control_image is not None,
+        request.guidance_rescale > 0,
         3
         if references and request.face_guidance_scale is not None
         else 1 + (request.guidance_scale != 1),
