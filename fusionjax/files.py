@@ -18,6 +18,7 @@ from typing import BinaryIO
 from fusionjax.errors import UserError, shortened, told
 
 _UNFINISHED = ".new"
+_POINT = r"\d{1,5},\d{1,5}"  # column and row
 _ABANDONED_SECONDS = 3600
 
 
@@ -160,22 +161,26 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def file_and_face(name: str) -> tuple[str, int | None]:
-    """Takes `photo.jpg#2`, the photo's second face from the left, apart.
+def file_and_face(name: str) -> tuple[str, tuple[int, ...]]:
+    """Takes a photo and which face in it is meant apart.
 
     Args:
         name: of a photo; a file that is called so is meant as it is.
 
     Returns:
-        The file, and the face's number from 1, if one is named.
+        The file, and what chooses a face: its number from the left and from 1 (`photo.jpg#2`), a
+        point's column and row in pixels (`#310,120`), a box's left, top, right and bottom
+        (`#260,60,360,180`), or nothing.
     """
-    match = re.fullmatch(r"(.+)#([1-9][0-9]{0,2})", name, re.DOTALL)
+    match = re.fullmatch(
+        rf"(.+)#([1-9]\d{{0,2}}|{_POINT}(?:,{_POINT})?)", name, re.DOTALL | re.ASCII
+    )
     try:
         if match is None or os.path.isfile(name):
-            return name, None
+            return name, ()
     except ValueError:  # a zero byte
-        return name, None
-    return match[1], int(match[2])
+        return name, ()
+    return match[1], tuple(map(int, match[2].split(",")))
 
 
 def file_and_word(name: str) -> tuple[str, str | None]:

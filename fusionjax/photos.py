@@ -8,8 +8,10 @@ model looks at photos (`prepare_photo`).
 import contextlib
 import functools
 import io
+import math
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from fusionjax.files import file_and_face, open_regular
 from fusionjax.options import CROPS, not_one_of
 
 PhotoSource = str | os.PathLike[str] | BinaryIO | io.IOBase | Image.Image | np.ndarray
+Box = tuple[int, int, int, int]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "HEIF")
 _HEIF_KINDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -149,7 +152,7 @@ def _too_large(name: str, most: int) -> UserError:
     return UserError(f"{name} has more than {most // 10**6} million pixels; reduce it first")
 
 
-def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
+def find_faces(image: Image.Image) -> list[Box]:
     """Finds faces, the largest first.
 
     Args:
@@ -187,8 +190,9 @@ def prepare_photo(source: PhotoSource, size: int, crop: str = "auto") -> Image.I
     """Reads a photo and cuts out what the reference pass shall see.
 
     Args:
-        source: as for `read_photo`; a file's name may end in `#2`, which chooses the second face
-            from the left.
+        source: as for `read_photo`; a file's name may end in what chooses a face: `#2` the second
+            from the left, `#310,120` the one at this column and row, `#260,60,360,180` a box
+            (left, top, right, bottom), whether or not a face is found there.
         size: side of the result in pixels: the base model's own picture size.
         crop: `auto` cuts a square around the largest face, of several as large the leftmost. A
             photo of size × size in which none is found, or that is too small to look for one,
@@ -227,22 +231,22 @@ def cut_photo(source: PhotoSource, size: int, crop: str = "auto") -> Cut:
     """As `prepare_photo`, and tells where the square was."""
     if crop not in CROPS:
         raise UserError(not_one_of("crop", crop, CROPS))
-    number = None
+    which: tuple[int, ...] = ()
     if isinstance(source, str | os.PathLike):
-        source, number = file_and_face(os.fspath(source))
+        source, which = file_and_face(os.fspath(source))
     image = read_photo(source)
     fits, name = image.size == (size, size), _name_of(source)
-    if number is not None and (crop == "none" or (fits and size < _LEAST_CUT)):
+    if which and (crop == "none" or (fits and size < _LEAST_CUT)):
         raise UserError(
-            f"{name}#{number} chooses a face, and none is looked for ("
+            f"{_with(name, which)} chooses a face, and none is looked for ("
             + ('crop="none"' if crop == "none" else f"the photo has the base's own {size} pixels")
-            + "); leave the number out"
+            + "); leave that out"
         )
     if fits and (crop == "none" or size < _LEAST_CUT):
         return Cut(image, None, image)
     square = None
     if crop == "auto":
-        faces = find_faces(image)
+        faces = [_boxed(image, which, name)] if len(which) == 4 else find_faces(image)
         if not faces and fits:
             warnings.warn(
                 f"no face was found in {name}; it has the size that the base looks at, so it is "
@@ -255,13 +259,19 @@ def cut_photo(source: PhotoSource, size: int, crop: str = "auto") -> Cut:
                 f"no face was found in {name}; cut a square around it yourself and pass "
                 'crop="none" (--crop none)'
             )
-        face = _chosen(faces) if number is None else _numbered(faces, number, name)
-        if len(faces) > 1 and number is None:
+        if len(which) == 1:
+            face = _numbered(faces, which, name)
+        elif len(which) == 2:
+            face = _at(faces, which, image.size, name)
+        else:
+            face = _chosen(faces)
+        if len(faces) > 1 and not which:
             left, top, width, height = face
             warnings.warn(
                 f"{len(faces)} faces were found in {name}; taken is the one of {width}×{height} "
                 f"pixels around {left + width // 2}, {top + height // 2} (column, row); another is "
-                "chosen by its number from the left, as in photo.jpg#2",
+                "chosen by its number from the left, as in photo.jpg#2, or by a point in it, as in "
+                "photo.jpg#310,120",
                 stacklevel=2,
             )
         square = face_square(face, *image.size)
@@ -277,19 +287,53 @@ def cut_photo(source: PhotoSource, size: int, crop: str = "auto") -> Cut:
     return Cut(image, square, ImageOps.fit(part, (size, size), Image.Resampling.LANCZOS))
 
 
-def _numbered(
-    faces: list[tuple[int, int, int, int]], number: int, name: str
-) -> tuple[int, int, int, int]:
-    """The face of that number from the left, from 1."""
-    if number > len(faces):
+def _with(name: str, which: Sequence[int]) -> str:
+    """A photo's name with what chooses a face."""
+    return f"{name}#{','.join(map(str, which))}"
+
+
+def _boxed(image: Image.Image, which: Sequence[int], name: str) -> Box:
+    """The face that a box says, found or not."""
+    left, top, right, bottom = which
+    if not (left < right <= image.width and top < bottom <= image.height):
         raise UserError(
-            f"{name}#{number}: {len(faces)} face{'s were' if len(faces) > 1 else ' was'} found "
-            "there, numbered from the left; name one of them"
+            f"{_with(name, which)} is no box in {image.width}×{image.height} pixels; give left, "
+            "top, right and bottom of the face"
         )
-    return sorted(faces, key=lambda face: face[0] + face[2] / 2)[number - 1]
+    return left, top, right - left, bottom - top
 
 
-def _chosen(faces: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+def _numbered(faces: list[Box], which: Sequence[int], name: str) -> Box:
+    """The face of that number from the left, from 1."""
+    if which[0] > len(faces):
+        raise UserError(
+            f"{_with(name, which)}: {len(faces)} face{'s were' if len(faces) > 1 else ' was'} "
+            "found there, numbered from the left; name one of them"
+        )
+    return sorted(faces, key=lambda face: face[0] + face[2] / 2)[which[0] - 1]
+
+
+def _at(faces: list[Box], which: Sequence[int], size: tuple[int, int], name: str) -> Box:
+    """The face at that column and row: of those in whose squares they lie the nearest."""
+    column, row = which
+
+    def square(face: Box) -> Box:
+        return face_square(face, *size)
+
+    def middle(face: Box) -> tuple[float, float]:
+        return face[0] + face[2] / 2, face[1] + face[3] / 2
+
+    there = [
+        face for face in faces
+        if square(face)[0] <= column < square(face)[2] and square(face)[1] <= row < square(face)[3]
+    ]  # fmt: skip
+    if not there:
+        places = "; ".join(f"{x:.0f},{y:.0f}" for x, y in map(middle, faces))
+        raise UserError(f"{_with(name, which)}: no face was found there, but at {places}")
+    return min(there, key=lambda face: math.dist(middle(face), (column, row)))
+
+
+def _chosen(faces: list[Box]) -> Box:
     """The largest face; of those that are nearly as large the leftmost, whatever the photo's size
     makes of their boxes.
     """

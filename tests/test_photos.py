@@ -242,6 +242,25 @@ def test_a_face_is_chosen_by_its_number(tmp_path):
         photos.prepare_photo(tmp_path / "row.png#2", 128, crop="none")
     with pytest.raises(UserError, match=r"row\.png#0 does not exist"):
         photos.prepare_photo(tmp_path / "row.png#0", 128)
+    for number, box in enumerate(boxes, 1):
+        numbered = np.asarray(photos.prepare_photo(f"{tmp_path}/row.png#{number}", 128))
+        left, top, width, height = box
+        point = f"{left + width // 3},{top - 5}"  # on the brow, just outside the box
+        pointed = photos.prepare_photo(f"{tmp_path}/row.png#{point}", 128)
+        np.testing.assert_array_equal(np.asarray(pointed), numbered)
+        boxed = f"{left},{top},{left + width},{top + height}"
+        found = photos.prepare_photo(f"{tmp_path}/row.png#{boxed}", 128)
+        np.testing.assert_array_equal(np.asarray(found), numbered)
+    middle = f"{boxes[0][0] + boxes[0][2] / 2:.0f},"
+    with pytest.raises(
+        UserError, match=rf"png#5,319: no face was found there, but at .*{middle}"
+    ):
+        photos.prepare_photo(tmp_path / "row.png#5,319", 128)
+    with pytest.raises(UserError, match=r"#9,9,9,90 is no box in 780×300 pixels; give left"):
+        photos.prepare_photo(tmp_path / "row.png#9,9,9,90", 128)
+    empty = Image.new("RGB", (300, 200), "grey")
+    empty.save(tmp_path / "empty.png")  # a box needs no face to be found
+    assert photos.cut_photo(tmp_path / "empty.png#40,40,80,80", 128).square == (20, 20, 100, 100)
     photo.save(tmp_path / "row.png#3", "PNG")
     assert photos.prepare_photo(tmp_path / "row.png#3", 128).size == (128, 128)
 
