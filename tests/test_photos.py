@@ -252,9 +252,7 @@ def test_a_face_is_chosen_by_its_number(tmp_path):
         found = photos.prepare_photo(f"{tmp_path}/row.png#{boxed}", 128)
         np.testing.assert_array_equal(np.asarray(found), numbered)
     middle = f"{boxes[0][0] + boxes[0][2] / 2:.0f},"
-    with pytest.raises(
-        UserError, match=rf"png#5,319: no face was found there, but at .*{middle}"
-    ):
+    with pytest.raises(UserError, match=rf"png#5,319: no face was found there, but at .*{middle}"):
         photos.prepare_photo(tmp_path / "row.png#5,319", 128)
     with pytest.raises(UserError, match=r"#9,9,9,90 is no box in 780×300 pixels; give left"):
         photos.prepare_photo(tmp_path / "row.png#9,9,9,90", 128)
