@@ -321,9 +321,8 @@ def _is_photo(path: Path) -> bool:
 def _existing_photo(path: str, folder: Path | None) -> str:
     if _located(path, folder).is_file():
         return _existing(path, folder)
-    file, number = file_and_face(path)
-    found = _existing(file, folder)
-    return found if number is None else f"{found}#{number}"
+    file, _ = file_and_face(path)
+    return _existing(file, folder) + path[len(file) :]
 
 
 def _existing_inversion(path: str, folder: Path | None) -> str:

@@ -255,6 +255,10 @@ def test_a_face_of_several_by_its_number(sample, world, tmp_path, capsys):
     assert np.array_equal(pixels(out / "0001_seed0.png"), pixels(out / "0002_seed0.png"))
     other = sample("--prompt", "x", "--face", f"{tmp_path}/both.png#2", output=tmp_path / "other")
     assert not np.array_equal(pixels(out / "0001_seed0.png"), pixels(other / "0001_seed0.png"))
+    sample("--prompt", "x", "--face", f"{tmp_path}/both.png#420,120", output=tmp_path / "other")
+    sample("--from", tmp_path / "other" / "0002_seed0.png", output=tmp_path / "other")
+    for name in ("0002_seed0.png", "0003_seed0.png"):
+        assert np.array_equal(pixels(other / "0001_seed0.png"), pixels(other / name))
     both.rotate(180).save(tmp_path / "both.png")
     sample("--from", out / "0001_seed0.png", status=2)
     assert "both.png#1, which has changed since" in capsys.readouterr().err
