@@ -125,9 +125,10 @@ def next_settings(stage: str, results: Results, budgets: Sequence[int]) -> list[
     wanted = []
     for fusion in FUSIONS:
         if stage == "budgets":
-            chosen = best_of(results, fusion, short, 3)
-            wanted += [dataclasses.replace(setting, steps=long) for setting in chosen]
-            if all(setting in results for setting in wanted[-len(chosen) :]):
+            best = best_of(results, fusion, short, 3)
+            longer = [dataclasses.replace(setting, steps=long) for setting in best]
+            wanted += longer
+            if results.keys() >= set(longer):
                 best = best_of(results, fusion, long)
                 wanted += [dataclasses.replace(setting, steps=longest) for setting in best]
             continue

@@ -310,27 +310,27 @@ def _numbered(faces: list[Box], which: Sequence[int], name: str) -> Box:
             f"{_with(name, which)}: {len(faces)} face{'s were' if len(faces) > 1 else ' was'} "
             "found there, numbered from the left; name one of them"
         )
-    return sorted(faces, key=lambda face: face[0] + face[2] / 2)[which[0] - 1]
+    return sorted(faces, key=lambda face: _middle(face)[0])[which[0] - 1]
+
+
+def _middle(face: Box) -> tuple[float, float]:
+    """Column and row."""
+    return face[0] + face[2] / 2, face[1] + face[3] / 2
 
 
 def _at(faces: list[Box], which: Sequence[int], size: tuple[int, int], name: str) -> Box:
     """The face at that column and row: of those in whose squares they lie the nearest."""
     column, row = which
 
-    def square(face: Box) -> Box:
-        return face_square(face, *size)
+    def is_in_square(face: Box) -> bool:
+        left, top, right, bottom = face_square(face, *size)
+        return left <= column < right and top <= row < bottom
 
-    def middle(face: Box) -> tuple[float, float]:
-        return face[0] + face[2] / 2, face[1] + face[3] / 2
-
-    there = [
-        face for face in faces
-        if square(face)[0] <= column < square(face)[2] and square(face)[1] <= row < square(face)[3]
-    ]  # fmt: skip
+    there = [face for face in faces if is_in_square(face)]
     if not there:
-        places = "; ".join(f"{x:.0f},{y:.0f}" for x, y in map(middle, faces))
+        places = "; ".join(f"{x:.0f},{y:.0f}" for x, y in map(_middle, faces))
         raise UserError(f"{_with(name, which)}: no face was found there, but at {places}")
-    return min(there, key=lambda face: math.dist(middle(face), (column, row)))
+    return min(there, key=lambda face: math.dist(_middle(face), (column, row)))
 
 
 def _chosen(faces: list[Box]) -> Box:

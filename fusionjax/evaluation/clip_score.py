@@ -31,7 +31,8 @@ def clip_score(folder: str | Path) -> Callable[[Image.Image, str], float]:
             f"clip {shortened(str(folder), 150)!r} lacks {', '.join(missing)}; copy the files of "
             "openai/clip-vit-large-patch14 (or -base-patch32) there"
         )
-    from transformers import CLIPImageProcessor, CLIPTokenizer, FlaxCLIPModel
+    from fusionjax.backend.flax_classes import CLIPTokenizer  # first: it keeps PyTorch out
+    from transformers import CLIPImageProcessor, FlaxCLIPModel  # isort: skip
 
     from fusionjax.quiet import quiet_diffusers
 
