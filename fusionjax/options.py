@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from fusionjax.errors import UserError, shortened, told
 from fusionjax.ranges import check_multiple as check_multiple
 from fusionjax.ranges import check_number as check_number
+from fusionjax.ranges import check_outpaint as check_outpaint
 from fusionjax.ranges import check_texts as check_texts
 from fusionjax.ranges import numbers_of
 from fusionjax.schema import typed
@@ -114,6 +115,7 @@ def option(
     above: bool = False,
     choices: Sequence[str] = (),
     path: Literal["file", "source"] | None = None,
+    needs: Sequence[str] = (),
 ) -> Any:
     """A field that a user sets, by keyword, key or flag.
 
@@ -127,10 +129,11 @@ def option(
         above: the lower limit is not included.
         choices: the texts that it may be.
         path: it names a file that must exist, or a model that may also be a name on a hub.
+        needs: the fields without any of which it would do nothing.
     """
     metadata = {
         "help": text, "group": group, "flags": tuple(flags), "metavar": metavar, "limits": limits,
-        "above": above, "choices": tuple(choices), "path": path,
+        "above": above, "choices": tuple(choices), "path": path, "needs": tuple(needs),
     }  # fmt: skip
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=type(default), metadata=metadata)
@@ -180,17 +183,6 @@ def unknown_name(name: str, known: Sequence[str]) -> str:
     return f"{name!r} is not known; {hint}"
 
 
-def check_outpaint(value: Any) -> tuple[int, ...]:
-    """What is added on the left, top, right and bottom; UserError if it is not four numbers."""
-    borders = typed(value, tuple[int, ...], "outpaint")
-    if len(borders) not in (0, 4) or min(borders, default=0) < 0:
-        raise UserError(
-            f"outpaint is {' '.join(map(str, borders))}; it must be four numbers of pixels ≥ 0: "
-            "left, top, right, bottom"
-        )
-    return borders
-
-
 @dataclasses.dataclass(frozen=True)
 class Description:
     """What one image shall show, as plain values. All of it is data: no value compiles anything."""
@@ -235,10 +227,12 @@ class Description:
     mask_blur: float = option(
         0.0, "a soft edge between what is painted anew and what stays: the standard deviation of "
         "a Gaussian in pixels", group=START, limits=(0, 1000), metavar="PIXELS",
+        needs=("mask_image", "outpaint"),
     )  # fmt: skip
     outpaint: tuple[int, ...] = option(
         (), "enlarge --image at its sides by so many pixels, and paint what is new",
         group=START, limits=(0, _LONGEST_SIDE), metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        needs=("image",),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -285,7 +279,7 @@ class Settings:
     )  # fmt: skip
     upscale_strength: float = option(
         0.5, "how far the second pass leaves the first, in (0, 1]", group=HOW, limits=(0, 1),
-        above=True, metavar="S",
+        above=True, metavar="S", needs=("upscale",),
     )  # fmt: skip
     face_detail: bool = option(
         False, "experimental: paint each small face again, at the size the base was trained on",
@@ -293,7 +287,7 @@ class Settings:
     )  # fmt: skip
     face_detail_strength: float = option(
         0.6, "how far that leaves the face that is there, in (0, 1]", group=WHO, limits=(0, 1),
-        above=True, metavar="S",
+        above=True, metavar="S", needs=("face_detail",),
     )  # fmt: skip
     faces_in_negative: bool = option(
         False, "show the faces to the guidance's negative branch too", group=WHO

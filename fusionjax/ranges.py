@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusionjax.errors import UserError, told
+from fusionjax.schema import typed
 
 _LONGEST_TEXT = 20_000  # characters; a text encoder reads some 300
 
@@ -66,3 +67,14 @@ def numbers_of(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(str(part), number) for part, number in value.items()]
     return [("", number) for number in (value if isinstance(value, list | tuple) else [value])]
+
+
+def check_outpaint(value: Any) -> tuple[int, ...]:
+    """What is added on the left, top, right and bottom; UserError if it is not four numbers."""
+    borders = typed(value, tuple[int, ...], "outpaint")
+    if len(borders) not in (0, 4) or min(borders, default=0) < 0:
+        raise UserError(
+            f"outpaint is {' '.join(map(str, borders))}; it must be four numbers of pixels ≥ 0: "
+            "left, top, right, bottom"
+        )
+    return borders

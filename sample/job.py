@@ -154,14 +154,14 @@ class Job(Settings, Description):
     )
     mask_image: str | None = option(
         None, "paint --image anew only where this is white", group=START, path="file",
-        flags=("--mask-image", "--paint-where"), metavar="FILE",
+        flags=("--mask-image", "--paint-where"), metavar="FILE", needs=("image",),
     )  # fmt: skip
     controlnet: str | None = option(
         None, "diffusers folder, file, or hub id", group=START, path="source", metavar="SOURCE"
     )
     control_image: str | None = option(
         None, "the ControlNet's input, such as a depth map", group=START, path="file",
-        metavar="FILE",
+        metavar="FILE", needs=("controlnet",),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -170,17 +170,13 @@ class Job(Settings, Description):
         check_guidance(self, self)
         # The last image's seed must be one too.
         check_number("seed", self.seed, 0, LARGEST_SEED - (self.num_images_per_prompt - 1))
-        if self.mask_image and not self.image:
-            raise UserError("mask_image is given without image; name the image to paint in")
-        if any(self.outpaint) and not self.image:
-            raise UserError("outpaint is given without image; name the image to enlarge")
-        if self.mask_blur and not (self.mask_image or any(self.outpaint)):
-            raise UserError("mask_blur is given without mask_image; name the mask that it softens")
-        for name, needed in _NEEDED.items():
-            if getattr(self, name) != _DEFAULTS[name] and not getattr(self, needed):
-                raise UserError(f"{name} is given without {needed}, and would do nothing")
-        if self.control_image and not self.controlnet:
-            raise UserError("control_image is given without controlnet; name the ControlNet")
+        given = {f.name for f in dataclasses.fields(self) if _is_given(getattr(self, f.name), f)}
+        for field in dataclasses.fields(self):
+            needed = field.metadata.get("needs")
+            if needed and field.name in given and not given.intersection(needed):
+                raise UserError(
+                    f"{field.name} is given without {' or '.join(needed)}, and would do nothing"
+                )
         placed = [bool(person.box or person.mask) for person in self.people]
         if any(placed) and not all(placed):
             raise UserError(
@@ -234,8 +230,8 @@ class Job(Settings, Description):
         return _to_json(self, full)
 
 
-_NEEDED = {"upscale_strength": "upscale", "face_detail_strength": "face_detail"}
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job)}
+def _is_given(value: Any, field: dataclasses.Field[Any]) -> bool:
+    return any(value) if isinstance(value, tuple) else value != field.default
 
 
 def even_batch(pictures: int, most: int) -> int:

@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.module import InterceptorContext
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
@@ -34,6 +35,7 @@ from fusionjax.backend.flax_classes import (
     FlaxUNet2DConditionModel,
     FlaxUpsample2D,
 )
+from fusionjax.backend.param_shapes import param_shapes
 from fusionjax.errors import UserError
 
 Params = Mapping[str, Any]
@@ -111,7 +113,8 @@ def halved(size: int, times: int) -> int:
     return -(-size >> times)
 
 
-def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
+@functools.lru_cache(maxsize=32)  # tracing takes a second
+def find_layers(unet: FlaxUNet2DConditionModel) -> Mapping[str, AttentionLayer]:
     """Every cross-attention of a UNet, in the order in which an image meets them.
 
     Traces the model twice, without computing: its parameters, and a pass with the interception.
@@ -124,11 +127,8 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
         RuntimeError: When a cross-attention among the parameters is not met in the pass, or its
             tokens are not the latent grid halved as its block says: no fusion would happen there.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(unet.init_weights, key)
-    in_params = {
-        path[: path.index("attn2") + 1] for path in flatten_dict(params) if "attn2" in path
-    }
+    shapes = param_shapes(unet)
+    in_params = {path[: path.index("attn2") + 1] for path in shapes if "attn2" in path}
 
     levels = len(unet.down_block_types)
     height, width = 2 ** (levels - 1), 2**levels  # not square: a mixed-up axis would show
@@ -154,7 +154,7 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
 
     jax.eval_shape(
         capture,
-        params,
+        unflatten_dict(shapes),
         jax.ShapeDtypeStruct((1, unet.in_channels, height, width), jnp.float32),
         jax.ShapeDtypeStruct((1, 1, unet.cross_attention_dim), jnp.float32),
     )
@@ -165,7 +165,7 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> dict[str, AttentionLayer]:
             f"{len(missed)} of {len(in_params)} cross-attention layers were not intercepted, "
             f"first {'/'.join(sorted(missed)[0])}"
         )
-    return met
+    return MappingProxyType(met)  # shared by all who ask
 
 
 def _level(path: tuple[str, ...], levels: int) -> int:

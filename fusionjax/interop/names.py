@@ -14,12 +14,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-ParamPath = tuple[str, ...]
+from fusionjax.backend.param_shapes import ParamPath, param_shapes
 
 
 class Parameter(NamedTuple):
@@ -90,29 +88,11 @@ def to_flax_layout(path: ParamPath, tensor: np.ndarray, ndim: int) -> np.ndarray
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
 
-def param_shapes(module: nn.Module) -> dict[ParamPath, jax.ShapeDtypeStruct]:
-    """The shapes of a module's parameters, without computing any.
-
-    Args:
-        module: a Flax UNet or VAE of diffusers, or a `FlaxCLIPTextModule`.
-
-    Returns:
-        Flattened paths and shapes.
-    """
-    key = jax.random.key(0)
-    if hasattr(module, "init_weights"):
-        tree = jax.eval_shape(module.init_weights, key)
-    else:
-        ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-        tree = jax.eval_shape(module.init, key, ids, ids, ids)["params"]
-    return flatten_dict(dict(tree))
-
-
 def torch_names(module: nn.Module) -> dict[str, Parameter]:
     """All parameters of a module by their PyTorch names.
 
     Args:
-        module: as for `param_shapes`.
+        module: a UNet, VAE or ControlNet of diffusers, or a `FlaxCLIPTextModule`.
 
     Returns:
         In the tree's order.

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from fusionjax import schema
+from fusionjax.backend.param_shapes import param_shapes
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.interop import configs
 from fusionjax.models.base import BaseModel
@@ -72,12 +73,9 @@ def abstract_base(source: str, dtype: Any) -> BaseModel:
     unet: Any = configs.unet_from_config(config("unet"), "unet", dtype)
     vae: Any = configs.vae_from_config(config("vae"), "vae", dtype)
     text: Any = configs.text_encoder_from_config(config("text_encoder"), "text_encoder", dtype)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    ids = jax.ShapeDtypeStruct((1, text.config.max_position_embeddings), jnp.int32)
     shapes = {
-        "unet": jax.eval_shape(unet.init_weights, key),
-        "vae": jax.eval_shape(vae.init_weights, key),
-        "text_encoder": jax.eval_shape(text.init, key, ids, ids, ids)["params"],
+        name: unflatten_dict(param_shapes(module))
+        for name, module in {"unet": unet, "vae": vae, "text_encoder": text}.items()
     }
     schedule = folder / "scheduler" / "scheduler_config.json"
     return BaseModel(
