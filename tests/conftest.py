@@ -12,7 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true",
+    " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What one test compiled is there for all that come after it, also in the other worker and in

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_everything_works_without_torch_and_weights_stream_in_bounded_memory():
     script = Path(__file__).with_name("without_torch.py")
     done = subprocess.run(

@@ -41,6 +41,7 @@ def test_a_map_of_the_photos_size_uses_all_grey_levels(model):
     assert np.array_equal(grey[..., 0], grey[..., 2])
 
 
+@pytest.mark.slow
 def test_the_command_paints_by_the_depth_of_a_photo(model, tmp_path):
     """Photo → depth map → ControlNet → picture, and the picture again from its own file."""
     base = tiny.tiny_base()

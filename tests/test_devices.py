@@ -134,7 +134,10 @@ def in_float32():
 
 
 # Twice what was measured on this net of random weights: rounding to 8 and to 11 bits.
-@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.15), ("float16", 0.02)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [("bfloat16", 0.15), pytest.param("float16", 0.02, marks=pytest.mark.slow)],
+)
 def test_sixteen_bits_paint_the_same_picture(in_float32, dtype, bound):
     out = paint(make_pipe(cast(tiny.tiny_base(), dtype)))
     apart = np.square(out.latents - in_float32.latents).mean() ** 0.5
@@ -198,6 +201,7 @@ def spoilt(base, factor):
     return dataclasses.replace(base, params=params)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_overflows_decodes_again_in_float32():
     pipe = make_pipe(spoilt(cast(tiny.tiny_base(), "float16"), 3e4))
     with pytest.warns(NotFiniteWarning, match="the image of seed 7 is not finite in float16: "):

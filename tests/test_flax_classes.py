@@ -18,6 +18,7 @@ print(torch.ones(2).sum().item())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "imported"), [("fusionjax", "False"), ("program.py", "True")])
 def test_torch_is_kept_out_of_commands_and_there_when_wanted(name, imported, tmp_path):
     (tmp_path / name).write_text(SCRIPT)

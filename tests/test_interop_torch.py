@@ -99,7 +99,7 @@ def left_and_right():
     return masks
 
 
-@pytest.mark.parametrize("fusion", ["concat", "decoupled"])
+@pytest.mark.parametrize("fusion", ["concat", pytest.param("decoupled", marks=pytest.mark.slow)])
 def test_whole_picture_agrees_with_pytorch(base, pipe, photos, tmp_path, fusion):
     path = tmp_path / "adapter.safetensors"
     params, options = make_adapter(base, 0, path, fusion=fusion, face_logit_bias=0.7)

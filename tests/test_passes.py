@@ -109,6 +109,7 @@ def base(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_command_with_everything_is_repeated_by_its_picture(base, tmp_path, monkeypatch, capsys):
     """Enlarged at its sides, softly, in two passes, at a size that is no multiple of 16."""
     monkeypatch.chdir(tmp_path)

@@ -222,7 +222,7 @@ def eight(paint):
     return paint(**options).images, options
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_same_pictures_on_several_devices(people, eight, devices):
     images, options = eight
     spread = make_pipe(devices)(
@@ -273,7 +273,9 @@ def test_a_fresh_person_is_the_same_for_the_same_number(pipe):
 
 def test_given_latents_are_the_starting_noise(paint):
     noise = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(5), 0), (8, 8, 4)))
-    assert levels_apart(paint().images[0], paint(seed=99, latents=noise[None]).images[0]) == 0
+    # One level is rounding: the noise was drawn here by a program of its own.
+    assert levels_apart(paint().images[0], paint(seed=99, latents=noise[None]).images[0]) <= 1
+    assert levels_apart(paint().images[0], paint(seed=99).images[0]) > 20
 
 
 # --- compiled once --------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_a_fresh_load(folder, loras):
     """Bit for bit, whatever was merged before; what no LoRA touches is shared."""
     base = BaseModel.from_pretrained(folder)

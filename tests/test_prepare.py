@@ -769,6 +769,7 @@ def test_no_pictures_at_all(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_from_shards_to_an_adapter(tmp_path):
     """As a user types it: prepare, train, export; each a process of its own."""
     as_shards(tmp_path / "shards")

@@ -22,7 +22,9 @@ from fusionjax.generation import programs
 from fusionjax.generation.runner import Runner
 from fusionjax.identity import Identity
 from fusionjax.interop.adapter_file import save_adapter
+from fusionjax.models.adapter import adapter_base
 from fusionjax.options import Settings
+from fusionjax.pipeline import FusionPipeline
 from fusionjax.unet import FusionUNet
 from sample.__main__ import main
 from sample.formats import read_picture, read_scene
@@ -65,9 +67,34 @@ def compiled(monkeypatch):
     return names
 
 
+@pytest.fixture(scope="module")
+def loaded_once():
+    """`FusionPipeline.from_pretrained` that keeps what it has loaded, while the files stay."""
+    load, kept = FusionPipeline.from_pretrained, {}
+
+    def state(source):
+        files = sorted(Path(source).rglob("*")) if Path(source).is_dir() else [Path(source)]
+        return [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+
+    def from_pretrained(base, fusion, **options):
+        base = base or (adapter_base(fusion) if fusion else None)
+        key = repr((options, [state(s) for s in (base, fusion) if s and Path(s).exists()]))
+        if key not in kept:
+            kept[key] = load(base, fusion, **options)
+        return kept[key]
+
+    return from_pretrained
+
+
 @pytest.fixture
-def sample(world, tmp_path):
-    """Runs the command in this process, three steps by default."""
+def sample(world, tmp_path, request, monkeypatch):
+    """Runs the command in this process, two steps by default.
+
+    What is loaded and compiled is kept for the next test, but for those that ask what is compiled.
+    """
+    if "compiled" not in request.fixturenames:
+        once = request.getfixturevalue("loaded_once")
+        monkeypatch.setattr(FusionPipeline, "from_pretrained", once)
 
     def call(*words, status=0, output=tmp_path / "out"):
         command = ["--fusion", world / "fusion.safetensors", "--cache", world / "cache"]
@@ -153,7 +180,6 @@ def test_a_jpeg_tells_its_story_and_the_photo_may_be_another(sample, world, tmp_
     assert "was not painted here, or with --no-metadata" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_drawn_seed_is_told(sample, capsys):
     """On the last line, in the name and in the text; the seed given gives the same."""
     out = sample("--prompt", "x", "--seed", "random", "--num-images", 2)
@@ -166,7 +192,6 @@ def test_a_drawn_seed_is_told(sample, capsys):
                           pixels(out / f"0003_seed{first}.png"))  # fmt: skip
 
 
-@pytest.mark.slow
 def test_bad_photos_of_several_are_left_out_when_asked(sample, world, tmp_path, capsys):
     """A folder of photos; what is left is what the image tells."""
     folder = tmp_path / "ann"
@@ -440,6 +465,7 @@ def test_faces_without_an_adapter_are_refused_at_once(world, compiled, capsys):
     assert not compiled
 
 
+@pytest.mark.slow
 def test_requests_go_on_after_being_stopped(sample, world, monkeypatch, compiled):
     """Stopped in the second batch: what was painted stays, the rest is painted then."""
     rows = [{"prompt": f"picture {i}", "seed": i, "faces": ["ann.png"]} for i in range(7)]

@@ -70,6 +70,7 @@ def test_what_is_no_multiple_of_8_is_told_with_the_nearest(value, nearest):
             Settings(height=value)
 
 
+@pytest.mark.slow
 def test_whole_pictures_of_such_a_size_with_everything():
     """72×88 pixels: latents of 9×11, which the tiny UNet's two levels cannot halve."""
     pipe = FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1])

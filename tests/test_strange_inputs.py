@@ -494,6 +494,7 @@ def _flip(path):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @orbax_complains
 @pytest.mark.parametrize(
     "harm",
@@ -532,6 +533,7 @@ def test_what_is_no_step_is_none(steps):
         assert newest(steps)[0] == 2
 
 
+@pytest.mark.slow
 @orbax_complains
 def test_no_flipped_bit_is_read_silently(steps):
     """A hundred, wherever in the step's files."""
@@ -556,6 +558,7 @@ def test_no_flipped_bit_is_read_silently(steps):
         path.write_bytes(before)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_an_adapter_or_a_person_is_read_silently(tmp_path):
     """A thousand each, wherever in the file."""
     params, options = tiny.tiny_fusion()
@@ -698,6 +701,7 @@ def test_commands_refuse_before_anything_is_loaded(words, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_calls_from_python():
     """In a process of its own, where types are not checked at run time."""
     done = subprocess.run(

@@ -114,6 +114,7 @@ def trained(objective, config, batch, steps):
     return state, losses
 
 
+@pytest.mark.slow
 def test_it_overfits_eight_pictures(objective, config, batch):
     loss = jax.jit(objective.loss)
 
@@ -131,6 +132,7 @@ def test_it_overfits_eight_pictures(objective, config, batch):
     assert fixed(state.params, hidden) == fixed(fresh, hidden)  # it was learnt through the photos
 
 
+@pytest.mark.slow
 def test_frozen_weights_stay_what_they_were(objective, config, batch):
     """Bit by bit, those that the run's own step was given on the devices."""
     step, state, (frozen, *rest) = compiled_step(objective, config, batch, 2, 2)
@@ -147,6 +149,7 @@ def test_weights_that_the_step_does_not_read_stay_off_the_devices(objective):
     assert {type(x) for x in jax.tree.leaves(objective.base.params)} == {np.ndarray}
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_stop_the_run(config, shelf, tmp_path):
     hopeless = dataclasses.replace(
         config,
@@ -437,6 +440,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "references"),
     [
@@ -458,6 +462,7 @@ def test_other_options_train(config, options, references, batch):
     assert int(state.skipped) == 0
 
 
+@pytest.mark.slow
 def test_half_precision_scales_the_loss_and_learns(config, batch):
     half = dataclasses.replace(config, precision="float16")
     objective = AdapterObjective(half, make_mesh(devices=jax.devices()[:1]))
@@ -542,6 +547,7 @@ def test_a_picture_of_more_people_than_said_is_refused(objective, together):
         objective.source("train+scenes")
 
 
+@pytest.mark.slow
 def test_with_cached_text_states_no_text_encoder_is_needed(config, objective, batch, tmp_path):
     """The loss is that of the text encoder in the step, but for float16 in the cache."""
     changed = dataclasses.replace(config, text_states=True, cache=str(tmp_path / "latents"))
@@ -564,6 +570,7 @@ def test_with_cached_text_states_no_text_encoder_is_needed(config, objective, ba
     assert abstract.batch_shapes() == shapes
 
 
+@pytest.mark.slow
 def test_latents_are_drawn_from_the_posterior(config, objective, tmp_path):
     """Around the mean as far as the autoencoder says; the references are the means."""
     changed = dataclasses.replace(config, sample_posterior=True, cache=str(tmp_path / "latents"))
@@ -583,6 +590,7 @@ def test_latents_are_drawn_from_the_posterior(config, objective, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_cache_without_text_states_or_with_others_is_refused(config, objective, shelf, tmp_path):
     """Without asking for them, a cache that has them will do."""
     data = str(config.data.folder)

@@ -74,6 +74,7 @@ def shelf(tmp_path_factory):
     return folder, base
 
 
+@pytest.mark.slow
 def test_a_base_model_comes_out_that_loads_and_paints_its_size(shelf):
     folder, _ = shelf
     base = BaseModel.from_pretrained(str(folder / "base" / "base"))
@@ -85,6 +86,7 @@ def test_a_base_model_comes_out_that_loads_and_paints_its_size(shelf):
     assert (folder / "vae" / "measured.json").is_file()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_base_model_that_was_written(shelf):
     folder, config = shelf
     written = str(folder / "base" / "base")
@@ -103,6 +105,7 @@ def test_training_goes_on_from_a_base_model_that_was_written(shelf):
         initial_params("mini", objective, key)
 
 
+@pytest.mark.slow
 def test_the_text_states_are_asked_for_the_words_of_their_caption(shelf):
     """States near the words' embeddings lose less; a dropped caption and its start lose nothing."""
     _, config = shelf
@@ -155,6 +158,7 @@ def test_the_features_box_holds_eyes_and_mouth():
     assert inside.mean() < 0.2
 
 
+@pytest.mark.slow
 def test_the_loss_counts_more_in_the_head_and_most_at_eyes_and_mouth(shelf):
     _, config = shelf
     objective = BaseModelObjective(config, make_mesh(devices=jax.devices()[:1]))

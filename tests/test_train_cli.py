@@ -107,6 +107,7 @@ def test_missing_data_is_one_line(capsys, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_papers_run_trains_24780800_parameters():
     mesh = make_mesh(devices=jax.devices()[:1])
     objective = make_objective(read_config(["sd15_v100"]), mesh, abstract=True)

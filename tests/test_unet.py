@@ -169,6 +169,7 @@ def test_equals_the_equations(world, strength):
     assert relative(world.ours(strength), world.literal(strength)) < 1e-4
 
 
+@pytest.mark.slow
 def test_one_reference_equals_the_equations():
     world = World(SMALL, height=8, width=8, references=1, seed=5)
     assert relative(world.ours([1.0]), world.literal([1.0])) < 1e-4
@@ -338,6 +339,7 @@ def arguments(tiny, batch):
     )
 
 
+@pytest.mark.slow
 def test_gradients_reach_kf_and_vf_alone(tiny):
     step = train_step(tiny, tiny.fused)
     args = arguments(tiny, 2)
@@ -389,7 +391,7 @@ def test_the_step_has_no_gradient_of_frozen_weights_and_no_backward_through_the_
     assert everything - adapter_only > 0.8 * frozen_kernels, "the count would notice"
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_no_all_gather_with_the_batch_sharded(tiny, devices, monkeypatch):
     monkeypatch.setattr(
         "fusionjax.backend.blockwise.DIRECT_SCORES", 0
@@ -483,6 +485,7 @@ def test_bad_input_is_named(world):
         FusionOptions.from_json({"colour": 1})
 
 
+@pytest.mark.slow
 def test_text_tokens_stand_for_the_text(tiny):
     """Kc and Vc worked out once, or in the pass: the same answer."""
     tokens = tiny.fused.text_tokens(tiny.params, tiny.text)
