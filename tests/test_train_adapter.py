@@ -212,6 +212,7 @@ def compiled_step(objective, config, batch, devices, fsdp):
     return shard_step(step, mesh, frozen).lower(state, *rest).compile(), state, rest
 
 
+@pytest.mark.slow
 def test_devices_change_no_loss_and_exchange_gradients_alone(together):
     """On one device, on two with the data split, on four with the frozen weights split too."""
     config, objective, batch = together

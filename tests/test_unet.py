@@ -184,6 +184,7 @@ def test_two_identities_with_masks_equal_equation_7(world, name):
         assert relative(ours, world.ours(strength)) > 1e-3, "the masks changed nothing"
 
 
+@pytest.mark.slow
 def test_decoupled_equals_two_softmaxes(world):
     fused = FusionUNet(world.unet, FusionOptions(fusion="decoupled"))
     for strength in ((1.0, 1.0, 1.0), (0.5, 0.5, 0.0)):
