@@ -143,7 +143,9 @@ def test_odd_runs(run, tmp_path):
     (run / "metrics.jsonl").unlink()
     for grid in (run / "grids").iterdir():
         grid.unlink()
+    (run / "config.json").write_text('{"kind": "imported", "base": "mini"}')
     text = write_report(run).read_text()
+    assert "<h1>A run</h1>" in text
     assert "Nothing has been measured yet" in text
     assert "None yet" in text
     with pytest.raises(UserError, match=r"holds no run \(it has no config.json\)"):
