@@ -107,7 +107,12 @@ def python() -> str:
         if isinstance(node, ast.Assign) and _name(node.targets[0]) == "_HOME"
     )
     public = {f"fusionjax.{module}.{name}" for name, module in home.items()}
-    lines += [f"::: {name}\n" for name in sorted(public, key=lambda name: name.split(".")[-1])]
+    # Those first that everybody needs.
+    begins = ("FusionPipeline", "Identity")
+    names = sorted(
+        public, key=lambda name: (name.split(".")[-1] not in begins, name.split(".")[-1])
+    )
+    lines += [f"::: {name}\n" for name in names]
     for title, modules in MODULES.items():
         lines += [f"## {title}", ""]
         for module in modules:

@@ -70,6 +70,7 @@ def python(code, *words, **more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path):
     pytest.importorskip("wandb")
     done = python(WRITE, tmp_path, WANDB_MODE="offline")
