@@ -42,7 +42,12 @@ def test_it_runs_to_the_end(tmp_path):
         script = script.replace(many, few)
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu",
+            # One device, and programs that are compiled fast.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0"
+            " --xla_llvm_disable_expensive_passes=true",
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("first.png", "mine.png"):
