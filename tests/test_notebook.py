@@ -51,7 +51,8 @@ def test_it_runs_to_the_end(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("first.png", "mine.png"):
-        assert Image.open(tmp_path / name).size == (64, 64)
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (64, 64)
     run, shared = tmp_path / "runs" / "mine", tmp_path / "shared"
     assert (run / "report.html").is_file()
     assert [path.name for path in sorted((run / "grids").iterdir())] == ["000001.png", "000002.png"]
