@@ -6,6 +6,7 @@
     fusionjax export RUN_DIR adapter.safetensors      it, for PyTorch
     fusionjax export RUN_DIR FOLDER                   it, with a page about it, to share
     fusionjax import adapter.safetensors DIR          back into a run's folder
+    fusionjax report RUN_DIR                          a run as a page: curves, grids, settings
     fusionjax evaluate --output DIR …                 tables and contact sheets
     fusionjax figure NAME --output sheet.png          one of the paper's sheets, for your own model
     fusionjax cache …                                 a dataset's latents, computed once
@@ -28,6 +29,7 @@ _ELSEWHERE = {
     "evaluate": "fusionjax.evaluation.__main__",
     "figure": "sample.figure_command",
     "prepare": "fusionjax.data.prepare_command",
+    "report": "train.report",
     "sample": "sample.__main__",
     "train": "train.main",
 }

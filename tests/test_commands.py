@@ -22,6 +22,7 @@ COMMANDS = [
     ["fusionjax", "figure"],
     ["fusionjax", "import"],
     ["fusionjax", "prepare"],
+    ["fusionjax", "report"],
     ["fusionjax", "sample"],
     ["fusionjax", "train"],
     ["fusionjax.data.face_pairs"],

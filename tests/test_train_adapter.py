@@ -40,7 +40,7 @@ from train.loop import _Clock, run
 from train.main import main
 from train.objectives.adapter import AdapterObjective, _by_time
 from train.step import init_state, make_optimizer, make_step, shard_step
-from train.watch import divide_by_shares, scalars
+from train.watch import Progress, divide_by_shares, scalars
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
 
@@ -259,6 +259,16 @@ def test_a_run_from_start_to_end(finished):
     assert steps == [2, 4]
     assert all(0 <= line["input_wait_share"] <= 1 for line in lines if line["group"] == "train")
     assert all(line["images_s"] > 0 for line in lines if line["group"] == "train")
+    # Warm-up of two steps to 3e-3: 1e-3, 2e-3, and from then on 3e-3. 8 pictures a step, and 8
+    # people with two pictures each.
+    train = [line for line in lines if line["group"] == "train"]
+    assert [line["learning_rate"] for line in train] == pytest.approx([2e-3, 3e-3])
+    assert [line["images_seen"] for line in train] == [16, 32]
+    examples = json.loads((folder / "config.json").read_text())["train_examples"]
+    assert [line["epochs"] for line in train] == [16 / examples, 32 / examples]
+    page = (folder / "report.html").read_text()  # written at the validation
+    assert "<h3>Learning rate</h3>" in page
+    assert 'alt="Grid after step 4"' in page
 
     # Validation: the loss, also by quarter of the timesteps, and a grid of six people in four
     # rows: photo, true picture, with adapter, without.
@@ -296,6 +306,25 @@ def test_a_run_from_start_to_end(finished):
     layer = next(iter(adapter.params))
     assert not np.array_equal(earlier.params[layer]["kf"], adapter.params[layer]["kf"])
     assert load_adapter_file(folder / "adapter.safetensors").params.keys() == adapter.params.keys()
+
+
+def test_a_skipped_step_holds_the_schedule_back(config):
+    """The optimizer counts the updates, which the rate follows: here it is asked what it did."""
+    settings = dataclasses.replace(
+        config.optimizer, schedule="cosine", weight_decay=0.0, max_grad_norm=1e9
+    )
+    progress = Progress(dataclasses.replace(config, steps=9, optimizer=settings), examples=20)
+    optimizer = make_optimizer(settings, 9)
+    step = make_step(lambda p, f, b, k: (p * b["x"], {}), optimizer, settings, "float32")
+    state = init_state(jnp.ones(()), optimizer, "float32")
+    for done, x in enumerate([1.0, 1.0, jnp.nan, 1.0, 1.0, jnp.nan, 1.0], 1):
+        before = float(state.params)
+        state, metrics = step(state, None, {"x": jnp.float32(x)}, jax.random.key(0))
+        told = progress.after(done, int(metrics["skipped"]))
+        if np.isfinite(x):  # of a gradient that does not change, AdamW's step is the rate
+            assert told["learning_rate"] == pytest.approx(before - float(state.params), rel=1e-4)
+        assert told["images_seen"] == 8 * done
+        assert told["epochs"] == pytest.approx(8 * done / 20)
 
 
 @pytest.mark.parametrize(("done", "share"), [(True, 1), (False, 0)])

@@ -14,6 +14,7 @@ from fusionjax.embedded import MINI_BASE
 from fusionjax.errors import UserError, a_share, at_least
 from fusionjax.files import write_whole
 from fusionjax.options import FusionOptions, Implementation
+from train.validation_config import LogTo, ValidationConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -152,26 +153,6 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ValidationConfig:
-    """How a run is watched."""
-
-    every_steps: int = 200
-    """Steps between validations: a loss on fixed pictures and fixed noise, and a grid."""
-    examples: int = 64
-    """Pictures of the validation split that the loss is taken over."""
-    grid_rows: int = 6
-    """Rows of the picture grid."""
-
-    def __post_init__(self) -> None:
-        at_least(
-            1,
-            validation__every_steps=self.every_steps,
-            validation__examples=self.examples,
-            validation__grid_rows=self.grid_rows,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What every run has, whatever it trains."""
 
@@ -197,6 +178,9 @@ class RunConfig:
     """A step whose gradient is not finite is skipped; so many in a row stop the run."""
     log_every_steps: int = may_change(10)
     """Steps between lines of metrics.jsonl."""
+    log_to: LogTo = may_change("tensorboard")
+    """Where the numbers and grids go beside the run's folder: TensorBoard's files in it, Weights &
+    Biases (`pip install 'fusionjax[wandb]'`), or nowhere."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = may_change(MeshConfig)

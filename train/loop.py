@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from fusionjax.errors import UserError
 from fusionjax.files import locked, make_folder
 from fusionjax.models.checkpoint import Checkpoints
 from train.config import RunConfig
+from train.loggers import Logger, check_logger, start_logger
 from train.objectives import Objective, check_devices, make_objective
 from train.processes import broadcast_text, on_first_process, stop_signal
 from train.resume import check_same_base, initial_params, is_continued, run_folder
 from train.step import init_state, make_optimizer, make_step, shard_step, split_by_batch
-from train.watch import Watch, divide_by_shares, scalars
+from train.watch import Progress, Watch, divide_by_shares, scalars
 
 
 def run(config: RunConfig) -> Path:
@@ -38,6 +40,7 @@ def run(config: RunConfig) -> Path:
     """
     # ---- Whether the devices can do it, where it is written, whether it goes on from there ----
     check_devices(config, jax.devices())
+    check_logger(config.log_to)
     folder = run_folder(config)
     writes = jax.process_index() == 0
     going_on = broadcast_text(str(is_continued(config, folder))) == "True"
@@ -45,12 +48,15 @@ def run(config: RunConfig) -> Path:
         if writes:
             make_folder(folder)
             held.enter_context(locked(folder))
+        logger = start_logger(config, folder) if writes else None
         broadcast_text("the folder is there")
-        _run(config, folder, going_on=going_on, writes=writes)
+        _run(config, folder, going_on=going_on, logger=logger)
     return folder
 
 
-def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> None:
+def _run(
+    config: RunConfig, folder: Path, *, going_on: bool, logger: Callable[[int], Logger] | None
+) -> None:
     """The run, in a folder of its own."""
     if not folder.is_dir():
         raise UserError(
@@ -66,8 +72,9 @@ def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> No
     objective = make_objective(config, mesh)
     if going_on:
         check_same_base(folder, objective.describe())
+    source = objective.source(config.data.train_split)
     batches = Batches(
-        objective.source(config.data.train_split),
+        source,
         objective.make,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -75,15 +82,16 @@ def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> No
         buffered=config.data.buffered_batches,
     )
     frozen = place(objective.frozen, frozen_sharding(mesh, objective.frozen))
-    if writes:
-        config.write(folder / "config.json", **objective.describe())
+    if logger:
+        about = {"train_examples": len(source), **objective.describe()}
+        config.write(folder / "config.json", **about)
 
     # ---- The state: fresh, or exactly where the run was ----
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last)
     has_steps = going_on and checkpoints.latest() is not None
-    source = None if has_steps else config.init_from
-    params = initial_params(source, objective, init_key)
+    begins_from = None if has_steps else config.init_from
+    params = initial_params(begins_from, objective, init_key)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = jax.device_put(init_state(params, optimizer, config.precision), replicated(mesh))
     fresh = state
@@ -100,7 +108,8 @@ def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> No
 
     # ---- The loop ----
     done = int(state.step)
-    watch = Watch(folder, steps=config.steps, done=done, enabled=writes)
+    watch = Watch(folder, steps=config.steps, done=done, logger=logger)
+    progress = Progress(config, len(source))
     held_out = _validation_batches(config, objective)
     clock = _Clock()
     stopped, metrics = False, None
@@ -114,6 +123,7 @@ def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> No
 
             if done % config.log_every_steps == 0 or done == config.steps:
                 values = divide_by_shares(scalars(metrics)) | clock.read(config.batch_size)
+                values |= progress.after(done, int(values["skipped"]))
                 _stop_if_hopeless(config, values, done)
                 checkpoints.check()
                 watch.metrics(done, values)
@@ -139,7 +149,7 @@ def _run(config: RunConfig, folder: Path, *, going_on: bool, writes: bool) -> No
         watch.say(f"stopped and saved after step {done}; `--output {folder}` continues the run")
     checkpoints.close()
     batches.close()
-    if writes and done == config.steps:
+    if logger and done == config.steps:
         objective.export(jax.device_get(state.ema), folder)
         watch.say(f"{folder}\n{objective.how_to_use(folder)}")
     watch.close()

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from fusionjax.backend.devices import check_dtype, check_implementation
 from fusionjax.errors import UserError
 from train.config import AdapterRun, AutoencoderRun, BaseRun, RunConfig
+from train.own_grid import read_own
 from train.step import Batch, Metrics, Params
 
 
@@ -59,18 +60,25 @@ class Objective(Protocol):
 
 
 def check_devices(config: RunConfig, devices: Sequence[jax.Device]) -> None:
-    """Checks that devices can do what a run asks for.
+    """Checks that devices can do what a run asks for, and that what it shall show is there.
 
     Args:
         config: the run.
         devices: where it will run.
 
     Raises:
-        UserError: if they cannot compute in its type, or attend as it names.
+        UserError: if they cannot compute in its type, or attend as it names; if its validation's
+            prompts or photos are not there.
     """
     check_dtype(config.precision, devices)
     if isinstance(config, AdapterRun):
         check_implementation(config.attention, config.precision, devices)
+        read_own(config.validation, config.references)
+    elif config.validation.photos is not None:
+        raise UserError(
+            "validation.photos is of a run that trains an adapter, and this one trains another "
+            "model; leave it out"
+        )
 
 
 def make_objective(config: RunConfig, mesh: Mesh, *, abstract: bool = False) -> Objective:

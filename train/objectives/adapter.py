@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from fusionjax.backend.devices import default_implementation
 from fusionjax.data.batches import stacked
@@ -29,9 +30,11 @@ from fusionjax.masks import log_strength
 from fusionjax.models.abstract_base import abstract_base
 from fusionjax.models.adapter import load_adapter
 from fusionjax.models.base import BaseModel
+from fusionjax.sheet import stacked as stacked_sheets
 from fusionjax.unet import FusionUNet
 from train.config import AdapterRun
 from train.examples import cached_latents, shapes_with_references, with_references
+from train.own_grid import OwnGrid, read_own
 from train.preview import preview, preview_scene, tile
 from train.step import Batch, Metrics, Params
 
@@ -81,6 +84,9 @@ class AdapterObjective:
         self._empty = self._empty_text(abstract=abstract)
         self._plan = plan(self.base.schedule, "ddim", 20)
         self._compiled_grid = jax.jit(self._grid)
+        self._compiled_pictures = jax.jit(self._pictures, static_argnames="with_people")
+        own = None if abstract else read_own(config.validation, config.references)
+        self._own = own and OwnGrid(own, self.base, config.references)
 
     def source(self, split: str) -> Any:
         """The cached latents of a split; they are computed at first use."""
@@ -170,14 +176,21 @@ class AdapterObjective:
         return loss, {"mse": error.mean(), **_by_time(error.mean((1, 2)), t, schedule)}
 
     def grid(self, params: Params) -> np.ndarray:
-        """Rows of: a photo, the true picture, with adapter, without; the same noise for both."""
+        """Rows of: a photo, the true picture, with adapter, without; the same noise for both.
+
+        Below it what `validation.prompts` and `validation.photos` ask for.
+        """
         source = self.source(self.config.data.validation_split)
         count = min(6 * self.config.validation.grid_rows, len(source))
         chosen = [source[i * (len(source) // count)] for i in range(count)]
         made = [self.make(example, np.random.default_rng(0)) for example in chosen]
         tokens = np.stack([example["tokens"] for example in chosen])
         shown = self._compiled_grid(params, self.base.params, stacked(made), tokens)
-        return tile([np.asarray(x) for x in shown], columns=min(count, 12))
+        sheet = tile([np.asarray(x) for x in shown], columns=min(count, 12))
+        if self._own is None:
+            return sheet
+        own = self._own.paint(functools.partial(self._compiled_pictures, params, self.base.params))
+        return np.asarray(stacked_sheets([Image.fromarray(sheet), own]))
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -255,35 +268,47 @@ class AdapterObjective:
         self, params: Params, frozen: Any, batch: Batch, tokens: jax.Array
     ) -> tuple[jax.Array, ...]:
         """First photos, true images, generated with the adapter and without, [n, H, W, 3] each."""
-        real, photos, present = (batch[name] for name in ("latents", "references", "present"))
-        count, *grid, _ = real.shape
+
+        def shown(latents: jax.Array) -> jax.Array:
+            decoded = self.base.decode(frozen, latents.astype(self._dtype))
+            return jnp.asarray(decoded, jnp.float32)
+
+        return (
+            shown(batch["references"][:, 0]),
+            shown(batch["latents"]),
+            self._pictures(params, frozen, batch, tokens, with_people=True),
+            self._pictures(params, frozen, batch, tokens, with_people=False),
+        )
+
+    def _pictures(
+        self, params: Params, frozen: Any, batch: Batch, tokens: jax.Array, *, with_people: bool
+    ) -> jax.Array:
+        """Images of the batch's people, or of nobody, each from its own noise, [n, H, W, 3]."""
+        photos, present = batch["references"], batch["present"]
+        count, _, *grid, _ = photos.shape
         empty = jnp.asarray(self.base.tokenize([""]))
-        weights = {"base": frozen, "fusion": params}
-        matched = self.config.fusion.reference == "matched"
-        states: Any = {}
-        if not matched:
-            text: Any = self.base.encode_text(frozen, empty)
-            states = self._alone.fusion.reference_states(
-                frozen["unet"], photos.astype(self._dtype), text
-            )
-        of_steps = (count, len(self._plan), photos.shape[1])
-        people = People(
-            states=states,
-            photos=photos if matched else None,
-            owner=batch.get("owner", jnp.zeros(present.shape, jnp.int32)),
-            masks=batch.get("masks"),
-            strength=jnp.broadcast_to(log_strength(present)[:, None], of_steps),
-            layer_strength={layer: jnp.zeros(count) for layer in self._alone.fusion.layers},
-        )
         scene = preview_scene(tokens, empty, self._plan, self.config.guidance_scale)
-
-        def generated(people: People | None) -> jax.Array:
-            return preview(self._alone, weights, scene._replace(people=people), self._plan, grid)
-
-        return tuple(
-            jnp.asarray(self.base.decode(frozen, x.astype(self._dtype)), jnp.float32)
-            for x in (photos[:, 0], real, generated(people), generated(None))
-        )
+        if with_people:
+            matched = self.config.fusion.reference == "matched"
+            states: Any = {}
+            if not matched:
+                text: Any = self.base.encode_text(frozen, empty)
+                states = self._alone.fusion.reference_states(
+                    frozen["unet"], photos.astype(self._dtype), text
+                )
+            of_steps = (count, len(self._plan), photos.shape[1])
+            people = People(
+                states=states,
+                photos=photos if matched else None,
+                owner=batch.get("owner", jnp.zeros(present.shape, jnp.int32)),
+                masks=batch.get("masks"),
+                strength=jnp.broadcast_to(log_strength(present)[:, None], of_steps),
+                layer_strength={layer: jnp.zeros(count) for layer in self._alone.fusion.layers},
+            )
+            scene = scene._replace(people=people)
+        weights = {"base": frozen, "fusion": params}
+        latents = preview(self._alone, weights, scene, self._plan, grid)
+        return jnp.asarray(self.base.decode(frozen, latents.astype(self._dtype)), jnp.float32)
 
 
 def _on_host(base: BaseModel) -> BaseModel:
