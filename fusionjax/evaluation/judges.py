@@ -46,7 +46,7 @@ class Recogniser:
         if self.euclidean:
             return np.linalg.norm(ours[:, None] - others, axis=-1)
         ours, others = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (ours, others))
-        return 1 - ours @ others.T  # type: ignore[no-any-return]
+        return np.maximum(1 - ours @ others.T, 0)  # rounding makes nothing nearer than a copy
 
     def distance(self, ours: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"]) -> float:
         """Of the two faces that are nearest to each other, where a picture shows several."""
