@@ -23,6 +23,7 @@ from fusionjax.evaluation.faces_suite import FacesSuite
 from fusionjax.evaluation.pose import FACE, angles, pose, turned
 from fusionjax.face_detection import detect
 from fusionjax.photos import read_photo
+from tests.people_folder import beside
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = sorted((ROOT / "tests" / "photos").glob("*.jpg"))
@@ -329,6 +330,26 @@ out.write_text(json.dumps(found))
 """
 
 
+ASSIGNED = """
+import sys, json, itertools, numpy as np
+from PIL import Image
+from deepface import DeepFace
+out, picture, *photos = sys.argv[1:]
+def faces(path, name):
+    image = np.asarray(Image.open(path).convert("RGB"))[:, :, ::-1]
+    found = np.array([each["embedding"] for each in DeepFace.represent(image, model_name=name)])
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+found = {}
+for name in ("VGG-Face", "Facenet512", "ArcFace"):
+    ours = faces(picture, name)
+    apart = np.stack([(1 - ours @ faces(photo, name).T).min(1) for photo in photos], 1)
+    ways = itertools.permutations(range(len(ours)), len(photos))
+    rows = [[apart[face, person] for person, face in enumerate(way)] for way in ways]
+    found[name] = min(rows, key=sum)
+open(out, "w").write(json.dumps(found))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_the_papers_table_by_deepface(people, tmp_path, engine):
@@ -382,6 +403,24 @@ def test_the_papers_table_by_deepface(people, tmp_path, engine):
     assert [row[0] is None for row in numbers["methods"]["m"]["arcface_distance"]] == [
         False, True, True,
     ]  # fmt: skip
+
+    # Of two people in a picture: the best of all assignments of the faces that it finds there.
+    names = sorted(path.name for path in people.iterdir())[:2]
+    photos = [people / name / "1.png" for name in names]
+    picture = beside(photos, tmp_path / "g" / "+".join(names) / "0001.png", 360)
+    group = [word.replace(f"m={tmp_path / 'm'}", f"g={tmp_path / 'g'}") for word in words]
+    group += ["--group-size", "2", "--most-people", "2"]
+    done = run_with_deepface(group, engine, home)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "out" / "results.json").read_text())["methods"]["g"]
+    subprocess.run(
+        [sys.executable, "-c", ASSIGNED, str(path), str(picture), *map(str, photos)], check=True,
+        cwd=ROOT, env=environment | {"DEEPFACE_BACKEND_ENGINE": engine},
+    )  # fmt: skip
+    for name, expected in json.loads(path.read_text()).items():
+        found = numbers[f"{name.lower().replace('-', '_')}_distance"][0][0]
+        print(name, found, expected)
+        assert found == pytest.approx(expected, abs=1e-4)
 
     (place / f"arcface_weights.{ending}").write_bytes(b"damaged")
     done = run_with_deepface(words, engine, home)
