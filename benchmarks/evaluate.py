@@ -6,7 +6,10 @@ Four people's photos (`tests/photos`, scikit-image's astronaut), each turned and
 way, stand for everybody: two photos each to know, and one for every prompt to measure, as large as
 Stable Diffusion 1.5 paints them. All that the table needs is timed, from reading the photos to
 writing the sheet, with the recognisers that are installed; and the processor's time, which tells
-what other programs on the machine have not taken.
+what other programs on the machine have not taken. On two cores:
+
+    96 pictures of 1, by SFace, dlib: 47 s, of which the processor 54 s; 2 cores, load 2.4
+    96 pictures of 1, by SFace, dlib: 258 s, of which the processor 54 s; 2 cores, load 9.5
 """
 
 import argparse
