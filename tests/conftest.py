@@ -50,6 +50,30 @@ def _strict_jax():
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """A folder of four real people, of each a photo and two that are unlike it."""
+    from tests.people_folder import write_people
+
+    return write_people(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """A file of two prompts for them."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of {person}\n\na watercolour of {person}\n")
+    return path
+
+
+@pytest.fixture
+def sface_alone(monkeypatch):
+    """As if dlib's recogniser were not installed, where it is not what a test is about."""
+    from fusionjax.evaluation import recognisers
+
+    monkeypatch.setattr(recognisers, "_PACKAGE", "no_such_package")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
     """Where PyTorch is not installed, a test module that imports it is skipped, and counted.

@@ -1,6 +1,7 @@
 """The ablation's command lines, as its config's own docstring tells them."""
 
 import ast
+import functools
 import shlex
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def flat(values, before=""):
             yield f"{before}{name}", value
 
 
+@functools.cache
 def arms(name):
     """The runs whose command lines name a config, by their folders."""
     lines = TEXT.splitlines()  # Python has joined those that end in a backslash

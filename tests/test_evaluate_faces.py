@@ -1,8 +1,10 @@
 """The suite of real people: measures against numbers worked out by hand, folders of every state."""
 
+import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,23 +14,14 @@ from transformers.models.clip.configuration_clip import CLIPConfig
 from fusionjax.errors import UserError
 from fusionjax.evaluation import faces, faces_report, faces_suite
 from fusionjax.evaluation.__main__ import main
+from fusionjax.evaluation.bounds import COPY, STRANGER, TRUTH
 from fusionjax.evaluation.clip_score import clip_score
-from fusionjax.evaluation.faces_suite import COPY, STRANGER, TRUTH, FacesSuite
+from fusionjax.evaluation.faces_suite import FacesSuite
+from fusionjax.evaluation.judges import SFACE, Judges
 from fusionjax.evaluation.people import place_of, read_people, read_prompts
-from tests.people_folder import PHOTOS, write_people
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """Four people, of each a photo and two that are unlike it."""
-    return write_people(tmp_path_factory.mktemp("people"))
-
-
-@pytest.fixture
-def prompts(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("a photo of {person}\n\na watercolour of {person}\n")
-    return path
+from fusionjax.pipeline import FusionPipeline
+from tests import tiny
+from tests.people_folder import PHOTOS
 
 
 def method(folder, people, prompts, choose):
@@ -52,12 +45,13 @@ def test_the_packages_prompts():
 
 def test_recognised_without_an_error(people):
     """Every photo is nearer to its own person's than the bound, every other's farther."""
-    known = [faces.know(subject) for subject in read_people(people)]
-    vectors = np.stack([np.stack([each.reference, *each.others]) for each in known])
-    likeness = np.einsum("pnd,qmd->pqnm", vectors, vectors)
+    judges = Judges(closely=False)
+    known = [faces.know(subject, judges) for subject in read_people(people)]
+    vectors = np.stack([[photo.vectors["SFace"][0] for photo in each] for each in known])
+    distances = 1 - np.einsum("pnd,qmd->pqnm", vectors, vectors)
     own = np.eye(len(known), dtype=bool)
-    assert likeness[own].min() > faces.SAME_PERSON + 0.1
-    assert likeness[~own].max() < faces.SAME_PERSON - 0.1
+    assert distances[own].max() < SFACE.bound - 0.1
+    assert distances[~own].min() > SFACE.bound + 0.1
 
 
 def test_true_photos_strangers_and_copies_come_out_in_order(people, prompts, tmp_path):
@@ -65,11 +59,14 @@ def test_true_photos_strangers_and_copies_come_out_in_order(people, prompts, tmp
     subjects = read_people(people)
     after = dict(zip(subjects, [*subjects[1:], subjects[0]], strict=True))
     folders = {
-        "true": method(tmp_path / "t", people, 2, lambda s, n: s.photos[1 + n]),
-        "pasted": method(tmp_path / "c", people, 2, lambda s, n: s.photos[0]),
-        "strangers": method(tmp_path / "s", people, 2, lambda s, n: after[s].photos[0]),
+        "true": method(tmp_path / "t", people, 1, lambda s, n: s.photos[1 + n]),
+        "pasted": method(tmp_path / "c", people, 1, lambda s, n: s.photos[0]),
+        "strangers": method(tmp_path / "s", people, 1, lambda s, n: after[s].photos[0]),
     }
-    suite = FacesSuite(str(people), str(prompts), methods={k: str(v) for k, v in folders.items()})
+    suite = FacesSuite(
+        str(people), str(prompts), most_people=3, most_prompts=1,
+        methods={k: str(v) for k, v in folders.items()},
+    )  # fmt: skip
     results = faces_suite.run(suite, tmp_path, None)
     for low, middle, high in (("pasted", "true", "strangers"), (COPY, TRUTH, STRANGER)):
         values = {m: [results.summary(n, m).mean for n in (low, middle, high)]
@@ -85,20 +82,21 @@ def test_true_photos_strangers_and_copies_come_out_in_order(people, prompts, tmp
         for angle in ("yaw", "pitch", "roll"):
             assert results.summary(low, angle).mean == 0
         assert results.summary(middle, "roll").mean > 3
-        for each in results.judges.recognisers:  # dlib, if it is installed
-            apart = [results.summary(n, f"{each.key}_distance").mean for n in (low, middle, high)]
+        for each in results.judges.further:  # dlib, if it is installed
+            apart = [results.summary(n, f"{each.prefix}distance").mean for n in (low, middle, high)]
             assert apart == sorted(apart)
             assert apart[2] > each.bound > apart[1]
     table = (tmp_path / "table.md").read_text()
-    assert "| pasted | 8 | 0 | 0 | 0 | 0 | 0 |" in table
+    assert "| pasted | 3 | 0 | 0 | 0 | 0 | 1 |" in table
     assert "| true |" in table
     assert "Distance to the photo less that of true" in table
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert numbers["methods"]["pasted"]["summary"]["verified"]["mean"] == 1
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (150 + 4 * 132, 20 + 7 * 132)
+        assert sheet.size == (150 + 3 * 132, 20 + 4 * 132)
 
 
+@pytest.mark.usefixtures("sface_alone")
 def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
     folder = method(tmp_path / "m", people, 2, lambda s, n: s.photos[0])
     names = sorted(path.name for path in folder.iterdir())
@@ -118,7 +116,7 @@ def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
     assert scores.failures == {"missing": 1, "unreadable": 1, "no face": 1}
     assert scores.extra == 2
     assert (scores.faces > 1).sum() == 1
-    assert np.isnan(scores.distance).sum() == 3
+    assert np.isnan(scores["distance"]).sum() == 3
     assert "| m | 5 | 1 | 1 | 1 | 1 | 2 |" in (tmp_path / "table.md").read_text()
 
 
@@ -132,8 +130,8 @@ def test_a_true_photo_is_not_compared_with_itself(people, prompts, tmp_path):
         suite = FacesSuite(str(place), str(prompts), methods={"m (mine)": str(folder)})
         results = faces_suite.run(suite, tmp_path, None)
         floor = results.scores[TRUTH]
-        assert np.isnan(floor.to_others).all() == (place != people)
-        assert floor.distance.min() > 0.01
+        assert np.isnan(floor["to_others"]).all() == (place != people)
+        assert floor["distance"].min() > 0.01
         assert "| m (mine) | 4 | 0 | 4 |" in (tmp_path / "table.md").read_text()
     assert results.summary(TRUTH, "copied") is None
 
@@ -151,11 +149,34 @@ def test_formulae():
     for _ in range(5):
         pair = rng.integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
         assert faces.wrapped_psnr(*pair) == pytest.approx(27.9, abs=0.4)
-    assert faces_report.mean_over_people(np.full((3, 2), np.nan)) is None
+    assert faces_report.mean_over_rows(np.full((3, 2), np.nan)) is None
     values = np.array([[1.0, np.nan], [3.0, 5.0], [np.nan, np.nan]])
-    assert faces_report.mean_over_people(values).mean == pytest.approx(3)
+    assert faces_report.mean_over_rows(values).mean == pytest.approx(3)
 
 
+def test_what_is_missing_is_painted(people, prompts, tmp_path):
+    """A second call paints nothing, and a share only its own people."""
+    pipe = FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1])
+    suite = FacesSuite(str(people), str(prompts), most_people=2, steps=2, batch_size=1)
+    share = dataclasses.replace(suite, share=(2, 2))
+    assert faces_suite.run(share, tmp_path, lambda: pipe) is None
+    painted = sorted((tmp_path / "pictures").glob("*/*.png"))
+    names = [(path.parent.name, path.name) for path in painted]
+    assert names == [("eileen_collins", "0001.png"), ("eileen_collins", "0002.png")]
+    dates = {path: path.stat().st_mtime_ns for path in painted}
+    assert faces_suite.run(dataclasses.replace(suite, share=(1, 2)), tmp_path, lambda: pipe) is None
+    painted = sorted((tmp_path / "pictures").glob("*/*.png"))
+    assert len(painted) == 4
+    assert {path: path.stat().st_mtime_ns for path in dates} == dates
+    with pytest.raises(UserError, match="holds pictures of another seed; name another --output"):
+        faces_suite.run(dataclasses.replace(share, seed=3), tmp_path, lambda: pipe)
+    other = shutil.copytree(people, tmp_path / "people")
+    shutil.copy(other / "jacinda_ardern" / "1.png", other / "barack_obama" / "1.png")
+    with pytest.raises(UserError, match="another photo of 'barack_obama'; remove that person's"):
+        faces_suite.run(dataclasses.replace(share, people=str(other)), tmp_path, lambda: pipe)
+
+
+@pytest.mark.slow
 def test_the_command_paints_what_is_missing(people, prompts, tmp_path, capsys):
     """With the embedded model; a second call paints nothing, and a share only its own people."""
     words = ["--suite", "faces", "--people", str(people), "--prompts", str(prompts),
@@ -189,12 +210,13 @@ def test_the_command_paints_what_is_missing(people, prompts, tmp_path, capsys):
         (["--prompts", "{tmp}/wrong.txt"], "prompt 2, has '{name}'; the only placeholder is"),
         (["--prompts", "{tmp}/half.txt"], "prompt 1, has '{person'; the only placeholder is"),
         (["--method", "a={tmp}/none"], "method a: "),
-        (["--method", "a={tmp}"], "holds no picture that is looked for; the first would be"),
+        (["--method", "a={tmp}"], "holds no picture that is looked for; the first that is"),
         (["--method", "fusionjax={tmp}"], "cannot be named so"),
         (["--people", "{tmp}/one"], "holds 1 photo (.png, .jpg, .jpeg, .webp); two are needed"),
-        (["--people", "{tmp}/walls"], "no face was found in"),
+        (["--people", "{tmp}/walls", "--method", "a={tmp}/m"], "no face was found in"),
+        (["--people", "{tmp}/torn", "--method", "a={tmp}/m"], "2.png"),
         (["--people", "{tmp}/alone"], "holds 1 people; at least two folders"),
-        (["--clip", "{tmp}"], "lacks config.json, flax_model.msgpack"),
+        (["--clip", "{tmp}", "--method", "a={tmp}/m"], "lacks config.json, flax_model.msgpack"),
         (["--pairs", "3"], "--pairs is nothing of --suite faces"),
         (["--most-people", "1"], "most_people is 1"),
     ],
@@ -208,6 +230,10 @@ def test_what_is_wrong_is_told_first(people, tmp_path, capsys, change, told):
         (tmp_path / "one" / "barack_obama" / path).unlink()
     shutil.copytree(people, tmp_path / "walls")
     Image.new("RGB", (99, 99)).save(tmp_path / "walls" / "barack_obama" / "1.png")
+    shutil.copytree(people, tmp_path / "torn")
+    (tmp_path / "torn" / "barack_obama" / "2.png").write_bytes(b"no picture")
+    (tmp_path / "m" / "barack_obama").mkdir(parents=True)
+    shutil.copy(people / "barack_obama" / "1.png", tmp_path / "m" / "barack_obama" / "0001.png")
     shutil.copytree(people / "barack_obama", tmp_path / "alone" / "barack_obama")
     change = [word.replace("{tmp}", str(tmp_path)) for word in change]
     words = ["--suite", "faces", "--people", str(people), "--output", str(tmp_path / "out")]
@@ -264,7 +290,7 @@ def test_clip_of_a_folder(people, prompts, tmp_path):
         str(people), str(prompts), methods={"m": str(folder)}, clip=str(tmp_path / "clip")
     )
     results = faces_suite.run(suite, tmp_path, None)
-    assert results.scores["m"].text.shape == (4, 2)
+    assert results.scores["m"]["text"].shape == (4, 2)
     assert "CLIP score ↑" in (tmp_path / "table.md").read_text()
 
 

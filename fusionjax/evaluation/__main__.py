@@ -165,81 +165,60 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _run_faces(args: argparse.Namespace, folder: Path) -> None:
-    from fusionjax.evaluation import (
-        evaluate,
-        faces_report,
-        faces_suite,
-        group_report,
-        group_suite,
-        strengths,
-    )
+    from fusionjax.evaluation import bench_suite, evaluate, faces_report, faces_suite, strengths
 
     if args.people is None and not args.methods:
         raise UserError("--suite faces needs --people FOLDER, with a folder of photos for each")
     methods = dict(args.methods or [])
     if len(methods) < len(args.methods or []):
         raise UserError("--method has a name twice; each needs its own")
-    if args.people is None:
-        _run_bench(args, methods, folder)
-        return
-    alone = args.group_size in (None, 1)
-    if alone and args.most_groups is not None:
+    if args.group_size in (None, 1) and args.most_groups is not None:
         raise UserError("--most-groups is given without --group-size; say how many are in a group")
-    kind = faces_suite.FacesSuite if alone else group_suite.GroupSuite
-    suite = kind(**_of_suite(args, kind, _OF_MINI) | {"methods": methods})
-    pipeline = None
-    if args.fusion is not None or args.base is not None:
-        pipeline = functools.partial(evaluate.open_pipeline, args.base, args.fusion)
-    if args.face_strengths is not None:
-        if isinstance(suite, group_suite.GroupSuite):
-            raise UserError("--face-strengths does not go with --group-size; leave one of them out")
-        _draw_curve(lambda told: strengths.run_faces(
-            suite, args.face_strengths, folder, pipeline, told
-        ), folder)  # fmt: skip
-        return
+    run: Callable[[Any], Any]
+    if args.people is None:
+        for name in (*_OF_PAINTING, *sorted({*_OF_FACES} - {"methods", "clip", "deepface"})):
+            if getattr(args, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is given without --people; only pictures in "
+                    "MultiID-Bench's layout are measured without"
+                )
+        given = _of_suite(args, bench_suite.BenchSuite, _OF_MINI)
+        bench = bench_suite.BenchSuite(**given | {"methods": methods})
+        run = functools.partial(bench_suite.run, bench, folder)
+    else:
+        given = _of_suite(args, faces_suite.FacesSuite, _OF_MINI)
+        suite = faces_suite.FacesSuite(**given | {"methods": methods})
+        pipeline = None
+        if args.fusion is not None or args.base is not None:
+            pipeline = functools.partial(evaluate.open_pipeline, args.base, args.fusion)
+        if args.face_strengths is not None:
+            if suite.group_size > 1:
+                raise UserError(
+                    "--face-strengths does not go with --group-size; leave one of them out"
+                )
+            _draw_curve(lambda told: strengths.run_faces(
+                suite, args.face_strengths, folder, pipeline, told
+            ), folder)  # fmt: skip
+            return
+        run = functools.partial(faces_suite.run, suite, folder, pipeline)
+    _tell(run, faces_report.table, f"{folder} holds it, with all numbers and a sheet")
+
+
+def _tell(run: Callable[[Any], Any], table: Callable[[Any], str], where: str) -> None:
+    """Runs a suite under a bar, and says what it gave."""
     with progress_bar("evaluating") as bar:
-
-        def progress(stage: str, done: int, of: int) -> None:
-            bar(done, of, stage)
-
-        results: Any
-        if isinstance(suite, group_suite.GroupSuite):
-            results = group_suite.run(suite, folder, pipeline, progress)
-        else:
-            results = faces_suite.run(suite, folder, pipeline, progress)
+        results = run(lambda stage, done, of: bar(done, of, stage))
     if results is None:
         print("its share is painted; once all are, the command without --share measures")
     else:
-        table = faces_report.table if alone else group_report.table
-        print(f"{table(results)}\n{folder} holds it, with all numbers and a sheet")
-
-
-def _run_bench(args: argparse.Namespace, methods: dict[str, str], folder: Path) -> None:
-    from fusionjax.evaluation import bench_suite, group_report
-
-    for name in (*_OF_PAINTING, *sorted({*_OF_FACES} - {"methods", "clip"})):
-        if getattr(args, name) is not None:
-            raise UserError(
-                f"--{name.replace('_', '-')} is given without --people; only pictures in "
-                "MultiID-Bench's layout are measured without"
-            )
-    given = _of_suite(args, bench_suite.BenchSuite, _OF_MINI)
-    suite = bench_suite.BenchSuite(**given | {"methods": methods})
-    with progress_bar("evaluating") as bar:
-        results = bench_suite.run(suite, folder, lambda stage, done, of: bar(done, of, stage))
-    print(f"{group_report.table(results)}\n{folder} holds it, with all numbers and a sheet")
+        print(f"{table(results)}\n{where}")
 
 
 def _draw_curve(run: Callable[[Any], Any], folder: Path) -> None:
-    """Runs a suite at several strengths, and says what it gave."""
+    """Runs a suite at several strengths."""
     from fusionjax.evaluation import strengths
 
-    with progress_bar("evaluating") as progress:
-        made = run(lambda stage, done, of: progress(done, of, stage))
-    if made is None:
-        print("its share is painted; once all are, the command without --share measures")
-    else:
-        print(f"{strengths.table(made)}\n{folder} holds it, with curve.png")
+    _tell(run, strengths.table, f"{folder} holds it, with curve.png")
 
 
 def _run_mini(args: argparse.Namespace, folder: Path) -> None:

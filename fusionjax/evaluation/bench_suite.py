@@ -11,31 +11,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
 from fusionjax.errors import UserError, shortened
+from fusionjax.evaluation.bounds import COPIES
 from fusionjax.evaluation.clip_score import clip_score
-from fusionjax.evaluation.faces_report import sheet
-from fusionjax.evaluation.faces_suite import Progress
-from fusionjax.evaluation.group_measures import (
-    Ask,
-    GroupScores,
-    Seen,
-    Wanted,
-    assign,
-    look,
-    score,
-)
-from fusionjax.evaluation.group_report import GroupResults, write
+from fusionjax.evaluation.faces import assign
+from fusionjax.evaluation.faces_report import Results, sheet
+from fusionjax.evaluation.faces_suite import check_names, measure_of, write
 from fusionjax.evaluation.groups import side_by_side
+from fusionjax.evaluation.judges import SFACE, Judges, Person, Seen
 from fusionjax.evaluation.multiid import BenchCase, outputs, read_cases
+from fusionjax.evaluation.painting import Progress, at_stage
 from fusionjax.evaluation.people import ENDINGS, is_bench
-from fusionjax.face_detection import SAME_PERSON
+from fusionjax.evaluation.recognisers import open_judges
+from fusionjax.evaluation.scores import Ask, Asked, Scores, score
 from fusionjax.photos import read_photo
 
 ORIGINAL = "the true picture, ori (floor)"
-COPY = "the photos themselves, side by side (a copy)"
 STRANGERS = "other cases' people, side by side (ceiling)"
 _ROOM = 0.25  # of the longer side, around a face that is cut out so closely that none is found
 
@@ -48,15 +41,16 @@ class BenchSuite:
         methods: folders of MultiID-Bench's layout, by name; the first one's cases are looked for
             in all.
         clip: folder of a CLIP, for the score of the prompt.
+        deepface: whether the paper's recognisers judge too, see `deepface_table`.
     """
 
     methods: Mapping[str, str]
     clip: str | None = None
+    deepface: bool = False
 
     def __post_init__(self) -> None:
+        check_names(self.methods, ORIGINAL, STRANGERS)
         for name, folder in self.methods.items():
-            if name in (ORIGINAL, COPY, STRANGERS) or not name or "|" in name:
-                raise UserError(f"method {name!r} cannot be named so; choose another name")
             if not Path(folder).is_dir():
                 raise UserError(f"method {name}: {shortened(folder, 200)!r} is no folder")
             if not is_bench(Path(folder)):
@@ -72,7 +66,7 @@ class _Known:
     """A case whose people are known."""
 
     case: BenchCase
-    people: list[Wanted]
+    people: list[Person]
 
     @property
     def name(self) -> str:
@@ -83,7 +77,7 @@ class _Known:
         return self.case.references
 
 
-def run(suite: BenchSuite, output: Path, progress: Progress | None = None) -> GroupResults:
+def run(suite: BenchSuite, output: Path, progress: Progress | None = None) -> Results:
     """Measures the methods' pictures, and writes the tables.
 
     Args:
@@ -100,7 +94,8 @@ def run(suite: BenchSuite, output: Path, progress: Progress | None = None) -> Gr
     cases = read_cases(folders[first])
     _check_same(cases, folders)
     clip = None if suite.clip is None else clip_score(suite.clip)
-    known, unusable = _know(cases, progress)
+    judges = open_judges(suite.deepface, closely=False)
+    known, unusable = _know(cases, judges, progress)
     groups: dict[str, list[tuple[_Known, int]]] = {}
     for each in known:
         count = max(len(outputs(folder, each.name)) for folder in folders.values())
@@ -109,23 +104,22 @@ def run(suite: BenchSuite, output: Path, progress: Progress | None = None) -> Gr
     columns = list(groups.values())
     shape = len(columns), max(len(column) for column in columns)
 
-    def scored(name: str, folder: Path) -> GroupScores:
+    def scored(name: str, folder: Path) -> Scores:
         def asked(g: int, q: int) -> Ask | None:
             if q >= len(columns[g]):
                 return None
             each, number = columns[g][q]
             return Ask(each.people, each.case.prompt, _at(outputs(folder, each.name), number))
 
-        def at(done: int, of: int) -> None:
-            if progress is not None:
-                progress(f"measuring {name}", done, of)
-
         return score(
-            asked, shape, placed=False, extra=_extra(folder, known), clip=clip, progress=at
-        )
+            asked, shape, *measure_of(judges, placed=False), extra=_extra(folder, known), clip=clip,
+            progress=at_stage(progress, f"measuring {name}"),
+        )  # fmt: skip
 
     scores = {name: scored(name, folder) for name, folder in folders.items()}
-    scores |= _bounds([column[0][0] for column in columns])
+    firsts = [column[0][0] for column in columns]
+    for name, asked in _bounds(firsts).items():
+        scores[name] = score(asked, (len(firsts), 1), *measure_of(judges, placed=False))
     people = sum(len(each.people) for each in known)
     about = f"{len(known)} cases of MultiID-Bench's layout, with {people} people."
     if unusable:
@@ -133,9 +127,14 @@ def run(suite: BenchSuite, output: Path, progress: Progress | None = None) -> Gr
             f" {len(unusable)} cases of {len(cases)} are left out, for it is not known who is "
             f"wanted there: {'; '.join(unusable)}."
         )
-    results = GroupResults(
-        about, dataclasses.asdict(suite), [column[0][0].name for column in columns],
-        [each.case.prompt for each in known], scores, list(folders),
+    photos = {
+        f"{each.name}/{path.name}": who
+        for each in known
+        for path, who in zip(each.shown, each.people, strict=True)
+    }
+    results = Results(
+        about, dataclasses.asdict(suite), [first.name for first in firsts],
+        [each.case.prompt for each in known], scores, list(folders), judges, photos,
     )  # fmt: skip
     image = sheet(known, [""], folders, look_up=lambda f, who, n: _at(outputs(f, who.name), n))
     write(results, image, output)
@@ -160,84 +159,92 @@ def _check_same(cases: Sequence[BenchCase], folders: Mapping[str, Path]) -> None
                 )
 
 
-def _know(cases: Sequence[BenchCase], progress: Progress | None) -> tuple[list[_Known], list[str]]:
+def _know(
+    cases: Sequence[BenchCase], judges: Judges, progress: Progress | None
+) -> tuple[list[_Known], list[str]]:
     """The cases that can be measured, and why others cannot."""
-    known, unusable = [], []
+    known, unusable, told = [], [], at_stage(progress, "people")
     for done, case in enumerate(cases, 1):
-        if progress is not None:
-            progress("people", done, len(cases))
+        told(done, len(cases))
         people = []
         for path in case.references:
             try:
-                vector = _who(path)
+                seen = _who(path, judges)
             except UserError:
                 unusable.append(f"{case.name} ({path.name} cannot be read)")
                 break
-            if vector is None:
+            if SFACE.name not in seen.vectors:
                 unusable.append(f"{case.name} (no face in {path.name})")
                 break
-            people.append(vector)
+            people.append(seen)
         else:
-            known.append(_Known(case, _with_original(np.stack(people), case.original)))
+            known.append(_Known(case, _with_original(people, case.original, judges)))
     if not known:
         raise UserError(f"no case can be measured: {'; '.join(unusable)}")
     return known, unusable
 
 
-def _who(photo: Path) -> Float[np.ndarray, " d"] | None:
+def _who(photo: Path, judges: Judges) -> Seen:
     """The largest face of a photo; one that fills it is found with black around it."""
     image = read_photo(photo)
-    seen = look(image)
-    if not len(seen.vectors):
+    seen = judges.see(image)
+    if SFACE.name not in seen.vectors:
         room = round(_ROOM * max(image.size))
         wide = Image.new("RGB", (image.width + 2 * room, image.height + 2 * room))
         wide.paste(image, (room, room))
-        seen = look(wide)
-    return seen.vectors[0] if len(seen.vectors) else None
+        seen = judges.see(wide)
+    return seen
 
 
-def _with_original(references: Float[np.ndarray, "i d"], original: Path | None) -> list[Wanted]:
-    """People with their faces in the true picture, as far as it shows them."""
-    seen = Seen(np.zeros((0, references.shape[1])), np.zeros(0))
+def _with_original(
+    references: Sequence[Seen], original: Path | None, judges: Judges
+) -> list[Person]:
+    """People with their faces in the true picture, as far as it shows them to each judge."""
+    found: list[dict[str, np.ndarray]] = [{} for _ in references]
     if original is not None:
         with contextlib.suppress(UserError):  # counted, for the original is measured too
-            seen = look(read_photo(original))
-    vectors = seen.vectors.reshape(-1, references.shape[1])
-    faces = assign(vectors @ references.T)
+            seen = judges.see(read_photo(original), everybody=True)
+            for each in judges.recognisers:
+                if any(each.name not in one.vectors for one in (seen, *references)):
+                    continue
+                ours = seen.vectors[each.name]
+                shown = [reference.vectors[each.name] for reference in references]
+                apart = [each.distances(ours, vectors).min(axis=1) for vectors in shown]
+                for own, face in zip(found, assign(-np.stack(apart, axis=1)), strict=True):
+                    if face >= 0:
+                        own[each.name] = ours[face : face + 1]
     return [
-        Wanted(vector, vectors[face : face + 1] if face >= 0 else vectors[:0])
-        for vector, face in zip(references, faces, strict=True)
+        (reference, Seen(own)) if own else (reference,)
+        for reference, own in zip(references, found, strict=True)
     ]
 
 
-def _bounds(groups: Sequence[_Known]) -> dict[str, GroupScores]:
+def _bounds(groups: Sequence[_Known]) -> dict[str, Asked]:
     """What true pictures, copies and strangers get, once for each group."""
 
     def original(g: int, q: int) -> Ask:
-        alone = [Wanted(who.reference, who.others[:0]) for who in groups[g].people]
-        return Ask(alone, "", groups[g].case.original)
+        return Ask([who[:1] for who in groups[g].people], "", groups[g].case.original)
 
     def copy(g: int, q: int) -> Ask:
         return Ask(groups[g].people, "", side_by_side(groups[g].shown))
 
     def strangers(g: int, q: int) -> Ask:
         # Others may be the same people by other photos, so the recogniser must say they are not.
-        own = np.stack([who.reference for who in groups[g].people])
+        own = np.concatenate([who[0].vectors[SFACE.name] for who in groups[g].people])
         after = [groups[(g + step) % len(groups)] for step in range(1, len(groups))]
         found = [
             path
             for other in after
             for who, path in zip(other.people, other.shown, strict=True)
-            if (own @ who.reference).max() < SAME_PERSON
+            if SFACE.distance(own, who[0].vectors[SFACE.name]) > SFACE.bound
         ][: len(own)]
         return Ask(groups[g].people, "", side_by_side(found) if found else None)
 
-    shape = len(groups), 1
-    bounds = {COPY: score(copy, shape, placed=False)}
+    bounds: dict[str, Asked] = {COPIES: copy}
     if any(group.case.original is not None for group in groups):
-        bounds = {ORIGINAL: score(original, shape, placed=False), **bounds}
+        bounds = {ORIGINAL: original, **bounds}
     if len(groups) > 1:
-        bounds[STRANGERS] = score(strangers, shape, placed=False)
+        bounds[STRANGERS] = strangers
     return bounds
 
 

@@ -7,7 +7,7 @@ has its own files of weights. They are looked for first, so that nothing is down
 import importlib.metadata
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def open_family() -> Family:
         "as in `DeepFace.verify`."
     )
 
-    def see(image: Image.Image, face: Face | None) -> Mapping[str, Vectors]:
+    def see(image: Image.Image, faces: Sequence[Face]) -> Mapping[str, Vectors]:
         crops = _faces(deepface, image)
         if not crops:
             return {}

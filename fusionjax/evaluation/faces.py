@@ -1,211 +1,172 @@
-"""What is measured of pictures of real people: identity, copying, likeness of the face, failures.
+"""What is measured of pictures of real people, of one in each or of several.
 
-Legend: p people, q prompts.
+Legend: i people wanted in a picture, f faces found in it, n photos, d features of a recogniser.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from scipy.optimize import linear_sum_assignment
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from fusionjax.errors import UserError
-from fusionjax.evaluation.judges import Judges, Seen
-from fusionjax.evaluation.people import Subject, extra_files, find
-from fusionjax.face_detection import SAME_PERSON, aligned, detect, embed
+from fusionjax.errors import UserError, shortened
+from fusionjax.evaluation.groups import place_at
+from fusionjax.evaluation.judges import SFACE, Judges, Person, Recogniser, Seen
+from fusionjax.evaluation.people import Subject
 from fusionjax.photos import read_photo
 
-FAILURES = ("missing", "unreadable", "no face")
-Progress = Callable[[int, int], None]
+LIKENESS = ("psnr", "wrapped", "ssim")
+BY_EACH = ("distance", "recognised", "to_others", "from_rest", "confused", "twice")
+"""What each recogniser measures of several people in a picture; SFace more."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What a person's photos say.
+def know(subject: Subject, judges: Judges) -> Person:
+    """Looks at a person's photos.
 
-    Attributes:
-        reference: the likeness of the photo that is shown, [128].
-        others: those of the other true photos, [n, 128].
-        crop: the reference's face, aligned.
-        seen: what further judges say of the reference, then of the others.
+    Raises:
+        UserError: if one cannot be read, or shows no face.
     """
-
-    reference: Float[np.ndarray, "128"]
-    others: Float[np.ndarray, "n 128"]
-    crop: UInt8[np.ndarray, "112 112 3"]
-    seen: tuple[Seen, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class FaceScores:
-    """What one method reached; a picture that failed is NaN, and counted.
-
-    Attributes:
-        distance: cosine distance to the reference, [p, q]: what the paper's Table 1 says, here by
-            SFace.
-        to_others: mean cosine distance to the person's other true photos, [p, q].
-        copied: how far a picture copies the reference, [p, q]: (θ_other − θ_reference) over the
-            angle between reference and other photo (WithAnyone, arXiv 2510.14975); 1 is a copy, 0
-            as near to both.
-        psnr: of the aligned face crops against the reference's, in decibels, [p, q].
-        wrapped: the same with differences squared in bytes, which wrap around: no PSNR, but what
-            the paper's column can be compared with.
-        ssim: of the crops, [p, q].
-        faces: faces found in each picture, [p, q]; of several the largest is measured.
-        failures: pictures by what is wrong with them.
-        extra: files in the folder that are not looked for.
-        text: 100 × cosine of picture and prompt by CLIP, [p, q]; None without a CLIP.
-        further: what further judges say, by measure, see `Judges.compare`; each [p, q].
-    """
-
-    distance: Float[np.ndarray, "p q"]
-    to_others: Float[np.ndarray, "p q"]
-    copied: Float[np.ndarray, "p q"]
-    psnr: Float[np.ndarray, "p q"]
-    wrapped: Float[np.ndarray, "p q"]
-    ssim: Float[np.ndarray, "p q"]
-    faces: Int[np.ndarray, "p q"]
-    failures: dict[str, int]
-    extra: int
-    text: Float[np.ndarray, "p q"] | None = None
-    further: Mapping[str, Float[np.ndarray, "p q"]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def verified(self) -> Float[np.ndarray, "p q"]:
-        """Whether each is taken for the person, NaN where it failed."""
-        right = (self.distance < 1 - SAME_PERSON).astype(np.float64)
-        return np.where(np.isnan(self.distance), np.nan, right)
-
-    def values(self, measure: str) -> np.ndarray | None:
-        """A measure by its name; None if it was not measured."""
-        return self.further.get(measure, getattr(self, measure, None))
+    found = []
+    for path in subject.photos:
+        seen = judges.see(read_photo(path))
+        if SFACE.name not in seen.vectors:
+            raise UserError(f"no face was found in {shortened(str(path), 200)}; take it away")
+        found.append(seen)
+    return tuple(found)
 
 
-def know(subject: Subject, judges: Judges | None = None) -> Known:
-    """Reads a person's photos; `read_people` has seen that each shows a face."""
-    images = [read_photo(path) for path in subject.photos]
-    found = [detect(image) for image in images]
-    vectors = [embed(image, faces[0]) for image, faces in zip(images, found, strict=True)]
-    seen = [judges.see(*each) for each in zip(images, found, strict=True)] if judges else []
-    return Known(vectors[0], np.stack(vectors[1:]), aligned(images[0], found[0][0]), tuple(seen))
-
-
-def score(
-    pictures: Callable[[Subject, int], Path | None],
-    subjects: Sequence[Subject],
-    known: Sequence[Known],
-    prompts: Sequence[str],
-    *,
-    extra: int = 0,
-    left_out: Callable[[Subject, int], int] | None = None,
-    clip: Callable[[Image.Image, str], float] | None = None,
-    judges: Judges | None = None,
-    progress: Progress | None = None,
-) -> FaceScores:
-    """Measures one method's pictures.
+def of_one(judges: Judges, seen: Seen | None, people: Sequence[Person]) -> dict[str, float]:
+    """Measures a picture of one person, by its largest face.
 
     Args:
-        pictures: where a person's picture by a prompt is; None if there is none.
-        subjects: the people.
-        known: what `know` says of each.
-        prompts: what was asked for.
-        extra: see `FaceScores`.
-        left_out: which of the person's other photos a picture is, and is not compared with.
-        clip: picture and prompt to 100 × cosine.
-        judges: who measures further; `know` must have asked them too.
-        progress: called with the pictures done and their number.
+        judges: who measures.
+        seen: what they see in the picture; None if there is none.
+        people: the person.
+
+    Returns:
+        What `Judges.compare` gives; `copied`, see `copying`, by SFace; and of the aligned face
+        crops, against the reference's, `psnr` in decibels, `wrapped`, see `wrapped_psnr`, and
+        `ssim`. NaN where a face was not found.
     """
-    shape = len(subjects), len(prompts)
-    names = ("distance", "to_others", "copied", "psnr", "wrapped", "ssim")
-    found = {name: np.full(shape, np.nan) for name in names}
-    further = {name: np.full(shape, np.nan) for name in (judges.measures if judges else ())}
-    faces, text = np.zeros(shape, np.int64), np.full(shape, np.nan)
-    failures = dict.fromkeys(FAILURES, 0)
-    for place in np.ndindex(shape):
-        subject, number = subjects[place[0]], place[1]
-        if progress is not None:
-            progress(place[0] * len(prompts) + number + 1, shape[0] * shape[1])
-        image = read_or_count(pictures(subject, number), failures)
-        if image is None:
+    found = dict.fromkeys((*judges.measures, "copied", *LIKENESS), np.nan)
+    if seen is None:
+        return found
+    (person,) = people
+    found |= judges.compare(seen, person)
+    if SFACE.name in seen.vectors:
+        found["copied"] = _copied(seen.vectors[SFACE.name][0], person)
+    crop, reference = seen.crop, person[0].crop
+    if crop is not None and reference is not None:
+        same = not (crop != reference).any()
+        found["psnr"] = 100.0 if same else peak_signal_noise_ratio(reference, crop, data_range=255)
+        found["wrapped"] = wrapped_psnr(reference, crop)
+        found["ssim"] = structural_similarity(reference, crop, channel_axis=-1, data_range=255)
+    return found
+
+
+def of_several(
+    judges: Judges, placed: bool, seen: Seen | None, people: Sequence[Person]
+) -> dict[str, Any]:
+    """Measures a picture of several people: who is there, where, and who looks like whom.
+
+    With D[f, i] a recogniser's distance of face f and person i's photo, each person gets the face
+    σ(i) of the one-to-one assignment with the smallest Σ D[σ(i), i], by the Hungarian algorithm.
+    Each recogniser assigns and measures by itself.
+
+    Args:
+        judges: who measures.
+        placed: whether the people were to be in columns side by side.
+        seen: what judges see in the picture, everybody looked at; None if there is none.
+        people: who should be in it; with `placed` from left to right.
+
+    Returns:
+        Of each recogniser, its prefix before the name: `distance`, D[σ(i), i]; `recognised`, 1
+        where that is within its bound, else 0, also for whoever has no face; `to_others`, the mean
+        distance of the face and the person's other true photos; `from_rest`, the mean of
+        D[σ(i), j] over the other people j ≠ i in the picture; `confused`, 1 where some D[σ(i), j]
+        is smaller than D[σ(i), i]; all [i]. `twice`: people of whom two or more faces are in the
+        picture; a face counts as of the person whose photo it is nearest to, within the bound. Of
+        SFace `to_rest`, the mean cosine, in place of `from_rest`; `copied`, see `copying`; and
+        `in_place`, 1 where the face's middle lies in the person's own column, else 0. NaN where
+        the face was not found, or nobody was told the places.
+    """
+    found: dict[str, Any] = {}
+    faces = {}
+    for each in judges.recognisers:
+        by_each, faces[each.name] = _by(each, seen, people)
+        found |= {f"{each.prefix}{name}": values for name, values in by_each.items()}
+    found["to_rest"] = 1 - found.pop("from_rest")
+    found |= {name: np.full(len(people), np.nan) for name in ("copied", "in_place")}
+    for i, face in enumerate(faces[SFACE.name]):
+        if seen is None or face < 0:
             continue
-        if clip is not None:
-            text[place] = clip(image, prompts[number])
-        seen = detect(image)
-        faces[place] = len(seen)
-        own = known[place[0]]
-        if left_out is not None:
-            own = _without(own, left_out(subject, number))
-        if judges is not None:  # they may find a face where YuNet finds none
-            for name, value in judges.compare(judges.see(image, seen), own.seen).items():
-                further[name][place] = value
-        if not seen:
-            failures["no face"] += 1
-            continue
-        measures = _measures(embed(image, seen[0]), aligned(image, seen[0]), own)
-        for name, value in zip(names, measures, strict=True):
-            found[name][place] = value
-    return FaceScores(
-        **found, faces=faces, failures=failures, extra=extra,
-        text=None if clip is None else text, further=further,
-    )  # fmt: skip
+        found["copied"][i] = _copied(seen.vectors[SFACE.name][face], people[i])
+        if placed:
+            found["in_place"][i] = place_at(float(seen.centres[face]), len(people)) == i
+    return found
 
 
-def read_or_count(
-    picture: Path | Image.Image | None, failures: dict[str, int]
-) -> Image.Image | None:
-    """Reads a picture to be measured; None if that cannot be, which is counted."""
-    if picture is None:
-        failures["missing"] += 1
-        return None
-    try:
-        return read_photo(picture)
-    except UserError:
-        failures["unreadable"] += 1
-        return None
-
-
-def _without(known: Known, number: int) -> Known:
-    """What a person's photos say but for one of the others."""
-    seen = tuple(each for place, each in enumerate(known.seen) if place != 1 + number)
-    return dataclasses.replace(known, others=np.delete(known.others, number, axis=0), seen=seen)
-
-
-def shown_photo(subject: Subject, number: int) -> int:
-    """Which of a person's other photos stands for a perfect picture by a prompt."""
-    return number % (len(subject.photos) - 1)
-
-
-def score_folder(
-    folder: Path, subjects: Sequence[Subject], known: Sequence[Known], prompts: Sequence[str],
-    *, clip: Callable[[Image.Image, str], float] | None = None, judges: Judges | None = None,
-    progress: Progress | None = None,
-) -> FaceScores:  # fmt: skip
-    """Measures a folder of pictures, see `people`; the arguments are those of `score`."""
-    extra = extra_files(folder, subjects, len(prompts))
-    return score(
-        lambda subject, number: find(folder, subject, number), subjects, known, prompts,
-        extra=extra, clip=clip, judges=judges, progress=progress,
-    )  # fmt: skip
-
-
-def _measures(
-    vector: Float[np.ndarray, "128"], crop: UInt8[np.ndarray, "112 112 3"], known: Known
-) -> tuple[float, ...]:
-    to_reference = float(vector @ known.reference)
-    to_others = known.others @ vector
-    return (
-        1 - to_reference,
-        float(np.mean(1 - to_others)) if len(to_others) else np.nan,
-        copying(to_reference, to_others, known.others @ known.reference),
-        float(peak_signal_noise_ratio(known.crop, crop, data_range=255))
-        if (crop != known.crop).any()
-        else 100.0,
-        wrapped_psnr(known.crop, crop),
-        float(structural_similarity(known.crop, crop, channel_axis=-1, data_range=255)),
+def _by(
+    each: Recogniser, seen: Seen | None, people: Sequence[Person]
+) -> tuple[dict[str, Any], Int[np.ndarray, " i"]]:
+    """`BY_EACH` by one recogniser, and the number of each person's face, −1 for who has none."""
+    found: dict[str, Any] = {name: np.full(len(people), np.nan) for name in BY_EACH}
+    found["twice"], faces = 0, np.full(len(people), -1)
+    # It can judge those only in whose photo it finds a face.
+    known = np.array([i for i, who in enumerate(people) if each.name in who[0].vectors], np.int64)
+    found["recognised"][known] = 0
+    if seen is None or each.name not in seen.vectors or not len(known):
+        return found, faces
+    ours = seen.vectors[each.name]
+    distances = np.stack(
+        [each.distances(ours, people[i][0].vectors[each.name]).min(axis=1) for i in known], axis=1
     )
+    faces[known] = assign(-distances)
+    for column, i in enumerate(known):
+        if (face := faces[i]) < 0:
+            continue
+        own, rest = distances[face, column], np.delete(distances[face], column)
+        found["distance"][i] = own
+        found["recognised"][i] = own <= each.bound
+        others = [photo.vectors[each.name] for photo in people[i][1:] if each.name in photo.vectors]
+        if others:
+            apart = [each.distance(ours[face : face + 1], vectors) for vectors in others]
+            found["to_others"][i] = np.mean(apart)
+        if len(rest):
+            found["from_rest"][i] = rest.mean()
+            found["confused"][i] = rest.min() < own
+    taken_for = distances.argmin(axis=1)[distances.min(axis=1) <= each.bound]
+    found["twice"] = int((np.bincount(taken_for, minlength=1) > 1).sum())
+    return found, faces
+
+
+def assign(likeness: Float[np.ndarray, "f i"]) -> Int[np.ndarray, " i"]:
+    """Which face is whose: the one-to-one assignment whose likenesses have the largest sum.
+
+    Of [[0.6, 0.5], [0.5, 0.1]] the first face is nearest to the first person, and so is the
+    second; 0.5 + 0.5 is more than 0.6 + 0.1, so the first face is the second person's.
+
+    Args:
+        likeness: of each face and each person, cosines for instance.
+
+    Returns:
+        The number of each person's face; −1 for those who get none.
+    """
+    faces, people = linear_sum_assignment(likeness, maximize=True)
+    of_person = np.full(likeness.shape[1], -1)
+    of_person[people] = faces
+    return of_person
+
+
+def _copied(vector: Float[np.ndarray, " d"], person: Person) -> float:
+    """`copying` of a face, by SFace."""
+    reference, *others = (
+        photo.vectors[SFACE.name][0] for photo in person if SFACE.name in photo.vectors
+    )
+    rest = np.reshape(others, (-1, len(vector)))
+    return copying(float(vector @ reference), rest @ vector, rest @ reference)
 
 
 def copying(
@@ -213,7 +174,10 @@ def copying(
     to_others: Float[np.ndarray, " n"],
     reference_to_others: Float[np.ndarray, " n"],
 ) -> float:
-    """How far a picture copies the reference rather than knows the person, see `FaceScores`.
+    """How far a picture copies the reference rather than knows the person.
+
+    (θ_other − θ_reference) over the angle between reference and other photo (WithAnyone, arXiv
+    2510.14975): 1 is a copy, 0 as near to both, negative nearer to the others.
 
     Args:
         to_reference: cosine of picture and reference.

@@ -1,4 +1,4 @@
-"""Several people in one picture: who stands with whom, where, and what true photos look like so.
+"""Who is in a picture, one person or several: who stands with whom, and where.
 
 METHOD/ada+ben/0001.png, …      ada, on the left, and ben by the first prompt, and so on; the names
                                 in a group are in the order of the alphabet
@@ -29,7 +29,7 @@ _SIDE = 256  # of a face's square in what is put together
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """People who are painted together.
+    """People who are painted together, or one alone.
 
     Attributes:
         people: from left to right.
@@ -58,13 +58,15 @@ def choose_groups(
 
     Args:
         subjects: the people.
-        size: people in a group.
+        size: people in a group; 1 is everybody alone, in their order.
         most: groups; None is as many as there are people. There are never more than can be made.
         seed: of the shuffling.
 
     Raises:
         UserError: if there are fewer people than a group needs, or a name has a `+`.
     """
+    if size == 1:
+        return [Group((subject,)) for subject in subjects][:most]
     if size > len(subjects):
         raise UserError(
             f"group_size is {size}, and there are {len(subjects)} people; add folders of people, "
@@ -149,7 +151,7 @@ def check_method(name: str, folder: Path, groups: Sequence[Group], prompts: int)
         count = len(there.split(AND))
         if count != size:
             holds = f"pictures of {in_words(count)} ({told(there)}), not of {in_words(size)}"
-        else:
+        elif size > 1:
             holds = f"pictures of {told(there)}, and no group of groups.txt in --output"
     example = place_of(Path(folder.name), groups[0], 0)
     raise UserError(f"method {name}: {shortened(str(folder), 150)} holds {holds}; the first that "

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionjax.errors import UserError, shortened
-from fusionjax.evaluation.faces import shown_photo
 from fusionjax.evaluation.groups import Group, side_by_side
-from fusionjax.evaluation.people import ENDINGS, case_of, find
+from fusionjax.evaluation.people import ENDINGS, case_of, find, shown_photo
 from fusionjax.files import whole_folder
 from fusionjax.photos import read_photo
 from fusionjax.schema import read_json

@@ -17,7 +17,6 @@ from PIL import Image
 
 from fusionjax.embedded import ASSETS
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.face_detection import detect
 from fusionjax.files import read_whole
 from fusionjax.photos import read_photo
 
@@ -58,16 +57,20 @@ class Subject:
         return self.photos[:1]
 
 
+def shown_photo(subject: Subject, number: int) -> int:
+    """Which of a person's other photos stands for a perfect picture by a prompt."""
+    return number % (len(subject.photos) - 1)
+
+
 def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
-    """Reads who is there, and looks at every photo.
+    """Reads who is there.
 
     Args:
         folder: a folder for each person.
         most: how many are taken, in the order of their names; None takes all.
 
     Raises:
-        UserError: if there are fewer than two people, one has fewer than two photos, or a photo
-            cannot be read or shows no face.
+        UserError: if there are fewer than two people, or one has fewer than two photos.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -80,9 +83,6 @@ def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
                 f"{shortened(str(place), 200)} holds {len(photos)} photo{'s' * (len(photos) != 1)} "
                 f"({', '.join(ENDINGS)}); two are needed: one to show, one to compare with"
             )
-        for photo in photos:
-            if not detect(read_photo(photo)):
-                raise UserError(f"no face was found in {shortened(str(photo), 200)}; take it away")
         subjects.append(Subject(place.name, photos))
     if len(subjects) < 2:
         raise UserError(
@@ -123,23 +123,6 @@ def read_prompts(
 def place_of(method: Path, subject: Shown, number: int, ending: str = ".png") -> Path:
     """Where a method's picture of a person or a group by a prompt is; prompts count from 0."""
     return method / subject.name / f"{number + 1:04d}{ending}"
-
-
-def check_method(name: str, folder: Path, subjects: Sequence[Subject], prompts: int) -> None:
-    """Says what is wrong with a method's folder as a whole.
-
-    Raises:
-        UserError: if it is none, or holds not a single picture that is looked for.
-    """
-    if not folder.is_dir():
-        raise UserError(f"method {name}: {shortened(str(folder), 200)!r} is no folder")
-    if not any(find(folder, subject, n) for subject in subjects for n in range(prompts)):
-        check_no_bench(name, folder)
-        example = place_of(folder, subjects[0], 0)
-        raise UserError(
-            f"method {name}: {shortened(str(folder), 150)} holds no picture that is looked for; "
-            f"the first would be {shortened(str(example), 150)}"
-        )
 
 
 def is_bench(folder: Path) -> bool:

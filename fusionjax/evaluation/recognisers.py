@@ -6,7 +6,7 @@ nothing is imported.
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ _NETWORK = "dlib_face_recognition_resnet_model_v1.dat"
 _LANDMARKS = "shape_predictor_5_face_landmarks.dat"
 
 
-def open_judges(deepface: bool) -> Judges:
+def open_judges(deepface: bool, *, closely: bool = True) -> Judges:
     """Finds out who is there.
 
     Args:
         deepface: whether the paper's Table 1 is wanted.
+        closely: see `Judges`.
 
     Raises:
         UserError: if it is, and deepface or weights of it are not there.
@@ -44,11 +45,11 @@ def open_judges(deepface: bool) -> Judges:
         families.append(deepface_table.open_family())
     else:
         absent.append(
-            f"{', '.join(deepface_table.BOUNDS)} (the paper's Table 1) and expressions are not "
-            "measured; `--deepface` does, through the package deepface and with weights that you "
-            "have."
+            f"{', '.join(deepface_table.BOUNDS)} (the paper's Table 1)"
+            f"{' and expressions are' if closely else ' are'} not measured; `--deepface` does, "
+            "through the package deepface and with weights that you have."
         )
-    return Judges(tuple(families), tuple(absent))
+    return Judges(tuple(families), tuple(absent), closely)
 
 
 def _dlib_family() -> Family:
@@ -60,15 +61,17 @@ def _dlib_family() -> Family:
     return Family((DLIB,), about, _see_by_dlib)
 
 
-def _see_by_dlib(image: Image.Image, face: Face | None) -> Mapping[str, Vectors]:
-    if face is None:
+def _see_by_dlib(image: Image.Image, faces: Sequence[Face]) -> Mapping[str, Vectors]:
+    if not faces:
         return {}
     dlib, landmarks, network = _dlib()
     pixels = np.ascontiguousarray(np.asarray(image.convert("RGB")))
-    left, top, width, height = face.box
-    box = dlib.rectangle(left, top, left + width, top + height)
-    vector = network.compute_face_descriptor(pixels, landmarks(pixels, box))
-    return {DLIB.name: np.array(vector, np.float64)[None]}
+    vectors = []
+    for face in faces:
+        left, top, width, height = face.box
+        box = dlib.rectangle(left, top, left + width, top + height)
+        vectors.append(network.compute_face_descriptor(pixels, landmarks(pixels, box)))
+    return {DLIB.name: np.array(vectors, np.float64)}
 
 
 @functools.cache

@@ -1,8 +1,6 @@
 """The suite's results as a Markdown table, JSON, and a contact sheet."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fusionjax.evaluation import metrics
-from fusionjax.evaluation.markdown import head, told_interval
+from fusionjax.evaluation import metrics, tables
 from fusionjax.evaluation.measure import Assignment, Measured
 from fusionjax.evaluation.suite import PROMPTED, Cases, Pixels, Suite
+from fusionjax.evaluation.tables import head, line, plain, told_interval, told_share
 from fusionjax.sheet import labelled_sheet
 
 TRUTH = "another true picture of the person (floor)"
@@ -25,6 +23,7 @@ DECOUPLED = "decoupled, 1 photo"
 DRAWN = "drawn (floor)"
 WITH_MASKS = "with masks"
 WITHOUT_MASKS = "without masks"
+_DIGITS = 5  # of numbers in JSON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,27 +83,13 @@ class Results:
 
     def as_json(self) -> dict[str, Any]:
         """All numbers, with plain types."""
-
-        def plain(value: Any) -> Any:
-            if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                return {key: plain(each) for key, each in vars(value).items()}
-            if isinstance(value, metrics.Interval):
-                return {key: plain(each) for key, each in value._asdict().items()}
-            if isinstance(value, Mapping):
-                return {key: plain(each) for key, each in value.items()}
-            if isinstance(value, np.ndarray):
-                return plain(value.tolist())
-            if isinstance(value, list | tuple):
-                return [plain(each) for each in value]
-            if isinstance(value, float):
-                return None if math.isnan(value) else round(value, 5)
-            return value
-
-        numbers = plain(self)
-        numbers["distance_over_text_only"] = plain(self.ratios())
-        numbers["distance_over_one_photo"] = plain(self.ratios(OURS))
-        numbers["gain_by_masks"] = plain(self.gain_by_masks())
-        return {**numbers, "table": table(self)}
+        found = {
+            **vars(self),
+            "distance_over_text_only": self.ratios(),
+            "distance_over_one_photo": self.ratios(OURS),
+            "gain_by_masks": self.gain_by_masks(),
+        }
+        return {name: plain(value, _DIGITS) for name, value in found.items()}
 
 
 def table(results: Results) -> str:
@@ -122,19 +107,18 @@ def table(results: Results) -> str:
     columns = ["", "identity distance ↓", "recognised", *PROMPTED, "style", "face PSNR"]
     lines = [
         f"{suite.people} {suite.split} people × {suite.prompts} prompts = {count} pictures a row; "
-        f"{suite.steps} steps of {suite.scheduler}, guidance {suite.guidance_scale:g}, "
-        f"face strength {suite.face_strength:g}, seed {suite.seed}. Identity is the cosine "
-        "distance to the person's photo (mean and 95 % bootstrap interval over people; less is "
-        "better), for all pictures but line art, which the recogniser does not know.",
+        f"{suite.how()}. Identity is the cosine distance to the person's photo (mean and 95 % "
+        "bootstrap interval over people; less is better), for all pictures but line art, which the "
+        "recogniser does not know.",
         "",
         *head([*columns, "face SSIM"]),
     ]
     for name, way in results.ways.items():
-        cells = [told_interval(way.distance, 3), _percent(way.recognised)]
-        cells += [_percent(share) for share in way.prompt.values()]
+        cells = [told_interval(way.distance, 3), told_share(way.recognised)]
+        cells += [told_share(share) for share in way.prompt.values()]
         # The true picture is what faces are compared with.
         cells += ["–", "–"] if name == TRUTH else [f"{way.psnr:.1f} dB", f"{way.ssim:.3f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(line(name, cells))
     for over in (TEXT_ONLY, OURS):
         ratios = [f"{name}: {told_interval(x, 2)}" for name, x in results.ratios(over).items()]
         if ratios:
@@ -144,8 +128,7 @@ def table(results: Results) -> str:
     names = list(results.ways[shown[0]].traits)
     lines += ["", *head(["own trait shown", *names])]
     for name in shown:
-        shares = " | ".join(_percent(share) for share in results.ways[name].traits.values())
-        lines.append(f"| {name} | {shares} |")
+        lines.append(line(name, map(told_share, results.ways[name].traits.values())))
     gain = results.gain_by_masks()
     if gain is not None:
         title = f"two people, {suite.pairs} pictures"
@@ -153,7 +136,7 @@ def table(results: Results) -> str:
         lines += ["", *head([title, *columns, "to the other's ↑"])]
         for name, pair in results.pairs.items():
             right = told_interval(pair.interval, -1)
-            lines.append(f"| {name} | {right} | {pair.distance:.3f} | {pair.to_other:.3f} |")
+            lines.append(line(name, [right, f"{pair.distance:.3f}", f"{pair.to_other:.3f}"]))
         points = told_interval(metrics.Interval(*(100 * x for x in gain)), 0)
         lines += ["", f"Masks assign {points} percentage points more of the faces right."]
     lines += ["", f"Autoencoder: {results.autoencoder_psnr:.1f} dB PSNR on the drawn pictures."]
@@ -169,11 +152,7 @@ def table(results: Results) -> str:
 
 def _alike(measured: Mapping[str, Any]) -> str:
     share = measured.get("told_apart_with_one_trait_different")
-    return "" if share is None else f", {_percent(share)} where one trait alone is different"
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.0f} %"
+    return "" if share is None else f", {told_share(share)} where one trait alone is different"
 
 
 def sheet(
@@ -236,8 +215,4 @@ def write(results: Results, sheets: Mapping[str, Image.Image], folder: Path) -> 
         sheets: Pictures by file name.
         folder: Where; must exist.
     """
-    (folder / "table.md").write_text(table(results), encoding="utf-8")
-    numbers = json.dumps(results.as_json(), indent=2, ensure_ascii=False)
-    (folder / "results.json").write_text(numbers + "\n", encoding="utf-8")
-    for name, image in sheets.items():
-        image.save(folder / name)
+    tables.write(folder, table(results), results.as_json(), sheets)

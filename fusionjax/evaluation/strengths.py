@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusionjax.errors import UserError
-from fusionjax.evaluation import curve, faces_suite, measure
+from fusionjax.evaluation import bounds, curve, faces_suite, measure
 from fusionjax.evaluation import suite as suites
-from fusionjax.evaluation.faces_report import OURS, FacesResults
-from fusionjax.evaluation.markdown import head
+from fusionjax.evaluation.faces_report import OURS, Results
 from fusionjax.evaluation.metrics import Interval
+from fusionjax.evaluation.painting import Painting, Progress, at_stage
 from fusionjax.evaluation.recogniser import Recogniser
+from fusionjax.evaluation.tables import head, line, told_interval, told_share
 from fusionjax.files import whole_file, write_whole
 from fusionjax.options import LARGEST_STRENGTH, check_number
 from fusionjax.pipeline import FusionPipeline
 
 _NAME = "identity distance to the photo (less is better)"
-_BOUNDS = {faces_suite.TRUTH: "another true photo", faces_suite.STRANGER: "a different person"}
+_BOUNDS = {bounds.TRUTH: "another true photo", bounds.STRANGER: "a different person"}
 
 
 class Reached(NamedTuple):
@@ -86,7 +87,7 @@ def run_faces(
     strengths: Sequence[float],
     output: Path,
     open_pipeline: Callable[[], FusionPipeline] | None,
-    progress: faces_suite.Progress | None = None,
+    progress: Progress | None = None,
 ) -> Curve | None:
     """Paints and measures the suite `faces` at each strength.
 
@@ -107,7 +108,7 @@ def run_faces(
     if open_pipeline is None:
         raise UserError("face strengths need an adapter; name one with --fusion")
     opened = functools.cache(lambda: _with_adapter(open_pipeline()))
-    found: list[FacesResults] = []
+    found: list[Results] = []
     for number, strength in enumerate(found_strengths := check_strengths(strengths)):
         methods = suite.methods if number == 0 else {}
         one = dataclasses.replace(suite, face_strength=strength, methods=methods)
@@ -115,8 +116,7 @@ def run_faces(
         folder.mkdir(parents=True, exist_ok=True)
 
         def told(stage: str, done: int, of: int, strength: float = strength) -> None:
-            if progress is not None:
-                progress(f"strength {strength:g}, {stage}", done, of)
+            at_stage(progress, f"strength {strength:g}, {stage}")(done, of)
 
         results = faces_suite.run(one, folder, opened, told)
         if results is not None:
@@ -129,27 +129,25 @@ def run_faces(
         for results, strength in zip(found, found_strengths, strict=True)
     ]
     rows += [_of_faces(first, name, None) for name in suite.methods]
-    bounds = {told: first.summary(name, "distance") for name, told in _BOUNDS.items()}
+    levels = {told: first.summary(name, "distance") for name, told in _BOUNDS.items()}
     made = Curve(
-        f"{len(first.people)} people × {len(first.prompts)} prompts at each face strength; "
-        f"{suite.steps} steps of {suite.scheduler}, guidance {suite.guidance_scale:g}, "
-        f"seed {suite.seed}. ",
+        _about(f"{len(first.rows)} people × {len(first.prompts)} prompts", suite),
         "CLIP score",
         False,
         rows,
-        {name: interval.mean for name, interval in bounds.items() if interval is not None},
+        {name: interval.mean for name, interval in levels.items() if interval is not None},
     )
     write(made, output)
     return made
 
 
-def _of_faces(results: FacesResults, name: str, strength: float | None) -> Reached:
+def _of_faces(results: Results, name: str, strength: float | None) -> Reached:
     def mean(measure: str) -> float | None:
         interval = results.summary(name, measure)
         return None if interval is None else interval.mean
 
     scores = results.scores[name]
-    measured = float((~np.isnan(scores.distance)).mean())
+    measured = float((~np.isnan(scores["distance"])).mean())
     return Reached(
         name if strength is None else f"{strength:g}",
         strength,
@@ -165,7 +163,7 @@ def run_mini(
     pipe: FusionPipeline,
     judge: Recogniser,
     output: Path,
-    progress: suites.Progress | None = None,
+    progress: Progress | None = None,
 ) -> Curve:
     """Paints and measures the suite `mini`, one photo a person, at each strength.
 
@@ -207,9 +205,7 @@ def run_mini(
         told = "another true picture" if name == "truth" else "a different person"
         levels[told] = measure.measure(judge, cases, pictures).distance.mean
     made = Curve(
-        f"{suite.people} {suite.split} people × {suite.prompts} prompts at each face strength; "
-        f"{suite.steps} steps of {suite.scheduler}, guidance {suite.guidance_scale:g}, "
-        f"seed {suite.seed}. ",
+        _about(f"{suite.people} {suite.split} people × {suite.prompts} prompts", suite),
         "prompt followed (mean share of attributes)",
         True,
         rows,
@@ -217,6 +213,13 @@ def run_mini(
     )
     write(made, output)
     return made
+
+
+def _about(what: str, suite: Painting) -> str:
+    return (
+        f"{what} at each face strength; {suite.steps} steps of {suite.scheduler}, guidance "
+        f"{suite.guidance_scale:g}, seed {suite.seed}. "
+    )
 
 
 def _with_adapter(pipe: FusionPipeline) -> FusionPipeline:
@@ -234,19 +237,17 @@ def table(made: Curve) -> str:
         "",
         *head(heads),
     ]
-    for row in made.rows:
-        cells = ["–"] * 2
-        if row.distance is not None:
-            cells[0] = "{:.3f} ({:.3f} to {:.3f})".format(*row.distance)
-        if row.prompt is not None:
-            cells[1] = f"{100 * row.prompt:.0f} %" if made.is_share else f"{row.prompt:.1f}"
+    for each in made.rows:
+        cells = [told_interval(each.distance, 3), "–"]
+        if each.prompt is not None:
+            cells[1] = told_share(each.prompt) if made.is_share else f"{each.prompt:.1f}"
         for name in names:
-            value = row.more[name]
+            value = each.more[name]
             if value is None or math.isnan(value):
                 cells.append("–")
             else:
-                cells.append(f"{value:.2f}" if name == "copied" else f"{100 * value:.0f} %")
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+                cells.append(f"{value:.2f}" if name == "copied" else told_share(value))
+        lines.append(line(each.name, cells))
     for name, value in made.levels.items():
         lines += ["", f"Identity distance of {name}: {value:.3f}."]
     return "\n".join(lines) + "\n"

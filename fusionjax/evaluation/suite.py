@@ -8,32 +8,32 @@ Legend: p people, c cases of a person, i identities in a picture.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
 from fusionjax.errors import UserError, at_least
+from fusionjax.evaluation.painting import Painting, Progress, generate
 from fusionjax.generation.request import Request
 from fusionjax.identity import Identity
 from fusionjax.mini import captions
 from fusionjax.mini import drawing as mini_world
 from fusionjax.mini import people as mini_people
 from fusionjax.mini.people import Circumstance, Person
-from fusionjax.options import LARGEST_STRENGTH, Description, Settings, check_number
+from fusionjax.options import Description
 from fusionjax.pipeline import FusionPipeline
 
 PROMPTED = ("expression", "clothes", "clothes_color", "background")
 Pixels = UInt8[np.ndarray, "h w 3"]
 Faces = Mapping[Person, Identity]
-Progress = Callable[[str, int, int], None]
 
-_LEAST = {"people": 2, "prompts": 1, "pairs": 0, "photos": 1, "batch_size": 1, "seed": 0}
+_LEAST = {"people": 2, "prompts": 1, "pairs": 0, "photos": 1}
 _SPLITS = ("validation", "test")
 
 
-@dataclasses.dataclass(frozen=True)
-class Suite:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite(Painting):
     """How much is painted, and how.
 
     Attributes:
@@ -42,13 +42,7 @@ class Suite:
         prompts: Prompts for each; every fourth asks for a style.
         pairs: Pictures of two people; nobody is in two of them.
         photos: Photos of each person in the comparison of one photo with several; 1 leaves it out.
-        steps: Steps of the sampler.
-        guidance_scale: Of the classifier-free guidance.
-        face_strength: λ of the faces.
-        scheduler: The sampler.
         faces_in_negative: Shows the faces to the guidance's negative branch too.
-        batch_size: Pictures painted at once.
-        seed: Of the people, the prompts and the noise.
     """
 
     split: str = "test"
@@ -56,21 +50,16 @@ class Suite:
     prompts: int = 4
     pairs: int = 48
     photos: int = 3
+    faces_in_negative: bool = False
     steps: int = 20
     guidance_scale: float = 3.0
-    face_strength: float = 1.0
-    scheduler: str = "dpmpp_2m"
-    faces_in_negative: bool = False
     batch_size: int = 16
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             at_least(least, **{name: getattr(self, name)})
-        check_number("steps", self.steps, 1, 999)
-        check_number("face_strength", self.face_strength, 0, LARGEST_STRENGTH)
-        Settings(scheduler=self.scheduler)  # checks it; and of these the values
-        Description(guidance_scale=self.guidance_scale, seed=self.seed)
+        super().__post_init__()
+        Description(seed=self.seed)  # checks it
         if self.split not in _SPLITS:
             raise UserError(f"split is {self.split!r}; choose one of {', '.join(_SPLITS)}")
         there = mini_people.number_of_people(self.split)
@@ -299,18 +288,9 @@ def generate_pairs(
 def _generate(
     pipe: FusionPipeline, requests: list[Request], suite: Suite, progress: Progress | None
 ) -> list[Pixels]:
-    settings = Settings(
-        height=pipe.photo_side,
-        width=pipe.photo_side,
-        num_inference_steps=suite.steps,
-        scheduler=suite.scheduler,
-        faces_in_negative=suite.faces_in_negative,
-    )
-    for request in requests:
-        pipe.check(request, settings)
     images: list[Pixels] = []
-    batch_size = min(suite.batch_size, len(requests))
-    for done in pipe.generate_each(requests, settings, batch_size=batch_size):
+    batch_size, negative = min(suite.batch_size, len(requests)), suite.faces_in_negative
+    for done in generate(pipe, requests, suite, batch_size=batch_size, faces_in_negative=negative):
         if done.pixels is None:
             raise UserError("an image of the suite is not finite; the adapter cannot be measured")
         images.append(done.pixels)
