@@ -8,14 +8,14 @@ import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 from PIL import Image
 
 from fusionjax.data.picture import ENDINGS
 from fusionjax.embedded import MINI_FACE, MINI_GUIDANCE, MINI_PROMPT
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, told
 from fusionjax.identity import Identity
 from fusionjax.options import LARGEST_SEED, MOST_IMAGES
 from sample.images import text_of
@@ -157,16 +157,17 @@ class Page:
             value = MINI_PROMPT if self.painter.is_embedded else ""
         if name == "guidance_scale" and self.painter.is_embedded:
             value = MINI_GUIDANCE
+        if name in ("height", "width"):
+            value = self.painter.side
         if about["choices"]:
             words["info"] = words["info"].partition(", one of")[0]
             return gr.Dropdown(list(about["choices"]), value=value, **words)
-        if name == "seed" or field.type in (str, str | None):
-            lines = 3 if name == "prompt" else 1
-            return gr.Textbox("" if value is None else str(value), lines=lines, **words)
         if field.type is bool:
             return gr.Checkbox(value, **words)
-        whole = int in (field.type, *getattr(field.type, "__args__", ()))
-        return gr.Number(value, precision=0 if whole else None, **words)
+        if name != "seed" and field.type in (int, float):
+            return gr.Number(value, precision=0 if field.type is int else None, **words)
+        lines = 3 if name == "prompt" else 1
+        return gr.Textbox("" if value is None else f"{value}", lines=lines, **words)
 
     def _build_results(self) -> None:
         with gr.Row():
@@ -194,12 +195,13 @@ class Page:
         of_model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         self.count.change(self._show_rows, self.count, self.rows, queue=False, **quick)
         for photos, saved, _, _, crops in self.people:
-            for part in (photos, saved, self.options["crop"]):
-                inputs = [photos, saved, self.options["crop"]]
-                part.change(
-                    self._show_crops, inputs, crops, concurrency_limit=4, api_name=False,
-                    show_progress="minimal",
-                )  # fmt: skip
+            photos.upload(lambda: "", None, saved, queue=False, **quick)
+            inputs = [photos, saved, self.options["crop"]]
+            gr.on(
+                [part.change for part in inputs], self._show_crops, inputs, crops,
+                concurrency_limit=4, trigger_mode="always_last", api_name=False,
+                show_progress="minimal",
+            )  # fmt: skip
         if self.saved is not None:
             names = [saved for _, saved, *_ in self.people]
             self.saved.select(self._choose, self.count, names, queue=False, **quick)
@@ -234,7 +236,9 @@ class Page:
         faces = [uploaded(photo, self.painter.folder) for photo in photos or ()]
         people = saved_people(self.painter.people)
         if saved and saved not in people:
-            raise UserError(f"{saved!r} is no saved person; there are {', '.join(people) or 'none'}")
+            raise UserError(
+                f"{saved!r} is no saved person; there are {', '.join(people) or 'none'}"
+            )
         return faces + ([people[saved]] if saved else [])
 
     def _choose(self, count: str, chosen: gr.SelectData) -> list[Any]:
@@ -243,17 +247,18 @@ class Page:
         last = max(int(count), 1) - 1
         return [gr.update(value=name) if n == last else gr.update() for n in range(PEOPLE)]
 
-    def _new_canvas(self, height: int | None, width: int | None) -> Any:
-        side = self.painter.side
-        height, width = height or side, width or side
-        if not (8 <= min(height, width) and max(height, width) <= 8 * min(height, width)):
+    def _new_canvas(self, *sides: str) -> Any:
+        """Paper in the picture's shape, and nothing drawn on it; what is no size is told later."""
+        try:
+            read = [_read("height", side) or self.painter.side for side in sides]
+        except UserError:
             return gr.update()
-        paper = canvas(width, height)
+        if min(read) < 8 or max(read) > 8 * min(read):
+            return gr.update()
+        paper = canvas(read[1], read[0])
         return gr.ImageEditor(value=paper, canvas_size=paper.size)
 
-    def _paint(
-        self, count: str, *values: Any, request: gr.Request
-    ) -> Iterator[dict[Any, Any]]:
+    def _paint(self, request: gr.Request, count: str, *values: Any) -> Iterator[dict[Any, Any]]:
         rows = [values[4 * n : 4 * n + 4] for n in range(PEOPLE)][: int(count)]
         drawn, attention, *rest = values[4 * PEOPLE :]
         with self._told():
@@ -265,11 +270,8 @@ class Page:
         self, options: dict[str, Any], rows: list[Any], drawn: Any
     ) -> tuple[dict[str, Any], dict[str, Path]]:
         """The page's inputs as a scene, and the files that it names."""
-        asked = {name: value for name, value in options.items() if value is not None}
-        seed = str(asked["seed"]).strip() or str(_FIELDS["seed"].default)
-        if seed != RANDOM and not seed.isdecimal():
-            raise UserError(f"the seed is {seed!r}; give a whole number, or {RANDOM}")
-        asked["seed"] = seed if seed == RANDOM else int(seed)
+        asked = {name: _read(name, value) for name, value in options.items()}
+        asked = {name: value for name, value in asked.items() if value is not None}
         files: dict[str, Path] = {}
         people: list[dict[str, Any]] = []
         masks = drawn_masks((drawn or {}).get("layers") or (), len(rows))
@@ -298,9 +300,7 @@ class Page:
         seed = secrets.randbelow(LARGEST_SEED - MOST_IMAGES)
         yield from self._painting(dataclasses.replace(visitor.job, seed=seed), attention, visitor)
 
-    def _painting(
-        self, job: Job, attention: bool, visitor: _Visitor
-    ) -> Iterator[dict[Any, Any]]:
+    def _painting(self, job: Job, attention: bool, visitor: _Visitor) -> Iterator[dict[Any, Any]]:
         visitor.stop = stop = threading.Event()
         line, share = "it begins", 0.0
         yield {self.status: _status(line, share), self.options["seed"]: str(job.seed)}
@@ -332,8 +332,8 @@ class Page:
         return {
             self.status: _status(f"{count} picture{'s' * (count > 1)}, seed {news.done.job.seed}"),
             self.glance: gr.update(value=None, visible=False),
-            self.gallery: gr.update(value=[p for p in visitor.pictures if p.is_file()]),
-            self.scene: gr.update(value=news.done.scene, visible=True),
+            self.gallery: gr.update(value=[str(p) for p in visitor.pictures if p.is_file()]),
+            self.scene: gr.update(value=str(news.done.scene), visible=True),
         }
 
     def _stop(self, request: gr.Request) -> str:
@@ -370,6 +370,20 @@ class Page:
         except UserError as error:
             line = html.escape(self._bare(str(error)))
             raise gr.Error(line, print_exception=False, duration=20) from None
+
+
+def _read(name: str, value: Any) -> Any:
+    """An option as it stands on the page; None where it is blank and left to the model."""
+    kinds = (_FIELDS[name].type, *get_args(_FIELDS[name].type))
+    if not isinstance(value, str) or str in kinds:
+        return value
+    text = value.strip()
+    if not text or (name == "seed" and text == RANDOM):
+        return text or None
+    try:
+        return int(text) if int in kinds else float(text)
+    except ValueError:
+        raise UserError(f"{name} is {told(text)}; give a number") from None
 
 
 def _status(line: str, share: float | None = None) -> str:

@@ -151,7 +151,9 @@ class Painter:
         most = self.limits
         pixels = (job.height or self.side) * (job.width or self.side) * (job.upscale or 1) ** 2
         if pixels > most.pixels:
-            raise UserError(f"{pixels:,.0f} pixels are asked for; {most.pixels:,} are the most here")
+            raise UserError(
+                f"{pixels:,.0f} pixels are asked for; {most.pixels:,} are the most here"
+            )
         if job.num_images_per_prompt > most.images:
             raise UserError(
                 f"{job.num_images_per_prompt} images are asked for; {most.images} are the most here"

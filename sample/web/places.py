@@ -68,4 +68,6 @@ def read_box(text: str) -> tuple[float, ...]:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"a box is {told(text)}; give left top right bottom, as 0 0 0.5 1") from None
+        raise UserError(
+            f"a box is {told(text)}; give left top right bottom, as 0 0 0.5 1"
+        ) from None

@@ -33,9 +33,7 @@ def fit_colours(people: Sequence[Identity]) -> Float[np.ndarray, "d 3"] | None:
     return np.linalg.solve(square, x.T @ y).astype(np.float32)
 
 
-def glance(
-    latents: Float[np.ndarray, "b h w c"], colours: Float[np.ndarray, "d 3"]
-) -> Image.Image:
+def glance(latents: Float[np.ndarray, "b h w c"], colours: Float[np.ndarray, "d 3"]) -> Image.Image:
     """The images side by side, as far as they have got.
 
     Args:

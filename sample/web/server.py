@@ -14,8 +14,6 @@ from fusionjax.errors import UserError
 from sample.web import asked
 
 if TYPE_CHECKING:
-    import gradio as gr
-
     from sample.web.painter import Painter
 
 
@@ -73,7 +71,9 @@ def serve(painter: "Painter", *, host: str, port: int, waiting: int, upload_mb: 
             enable_monitoring=False, state_session_capacity=200,
         )  # fmt: skip
     except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened on ({error}); name another --port") from None
+        raise UserError(
+            f"{host}:{port} cannot be listened on ({error}); name another --port"
+        ) from None
     print(f"the page is at {url}", flush=True)
     try:
         blocks.block_thread()
