@@ -30,7 +30,6 @@ from sample.web.painter import Limits, News, Painter, StoppedError
 from sample.web.places import COLOURS, canvas, drawn_masks, read_box
 from sample.web.preview import fit_colours, glance
 from sample.web.scene import write_scene
-from sample.web.server import one_line
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -167,13 +166,13 @@ def test_a_box_is_typed():
 def test_latents_are_seen_in_colours_without_a_decoder():
     """Where pixels are a linear function of the latents, the glance finds it."""
     rng = np.random.default_rng(0)
-    small = rng.integers(40, 200, (2, 8, 8, 3))
+    small = np.stack([tiny.photo(1, 8), tiny.photo(2, 8)]).astype(int) // 2 + 60
     latents = (small / 255) @ rng.normal(size=(3, 4)) + rng.normal(size=4)
     thumbnails = small.repeat(16, 1).repeat(16, 2).astype(np.uint8)
     person = Identity({}, latents.astype(np.float32), thumbnails, (1.0, 1.0), "base")
     colours = fit_colours([person])
     seen = np.asarray(glance(latents.astype(np.float32), colours).resize((16, 8), Image.BOX))
-    assert np.abs(seen - np.concatenate(list(small), 1)).mean() < 12  # resampling blurs noise
+    assert np.abs(seen - np.concatenate(list(small), 1)).mean() < 6  # enlarged and reduced
     assert fit_colours([]) is None
 
 
@@ -238,6 +237,7 @@ SCENE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_job_is_painted_and_its_scene_repeats_it(world, tmp_path):
     """News of every step with a glance, pictures with their text, and the same pixels again."""
     (tmp_path / "in").mkdir()
@@ -275,15 +275,15 @@ def test_a_job_is_painted_and_its_scene_repeats_it(world, tmp_path):
         ({"num_images_per_prompt": 17}, "17 images are asked for; 16 are the most here"),
         ({"width": 4096, "height": 2048}, "8,388,608 pixels are asked for; 4,194,304 are the"),
         ({"upscale": 64}, "upscale is 64"),
-        ({"upscale": 16, "width": 256}, "pixels are asked for"),
+        ({"upscale": 16, "width": 264}, "4,325,376 pixels are asked for"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             painter.job({**SCENE, **changed}, {"me.png": world / "me.png"})
     sheet, lines = painter.crops([world / "wall.png"], "auto")
     assert sheet.width > 256
     assert len(lines) == 1
-    assert one_line(lines[0], painter).startswith("no face was found in ")
-    with pytest.raises(UserError, match="no face was found"):
+    assert lines[0].startswith("no face was found in wall.png; ")
+    with pytest.raises(UserError, match=r"no face was found in wall\.png; "):
         list(painter.paint(painter.job({"prompt": "x", "faces": "w"}, {"w": world / "wall.png"})))
 
 
@@ -300,11 +300,11 @@ def server(words, folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fusionjax", "web", "--port", str(port), *map(str, words)],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=(folder / "log").open("w"),
-        text=True,
-    )  # fmt: skip
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fusionjax", "web", "--port", str(port), *map(str, words)],
+            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
     line = process.stdout.readline()
     assert line == f"the page is at http://127.0.0.1:{port}/\n", (folder / "log").read_text()
     return process, f"http://127.0.0.1:{port}"
@@ -318,7 +318,8 @@ def site(world, tmp_path_factory):
     process, url = server(words, folder)
     yield url, folder
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    with process.stdout:
+        process.wait(60)
     assert not list(folder.glob("fusionjax-*"))  # what visitors brought and got is gone
 
 
@@ -356,7 +357,7 @@ def test_a_picture_through_the_api_is_the_command_lines(world, site, client, tmp
     assert len(pictures) == len(again) == 2
     for got, repeated in zip(pictures, again, strict=True):
         assert np.array_equal(pixels(got), repeated)
-        assert read_picture(got, given={"people": []}).prompt == "two people"
+        assert read_picture(Path(got), given={"people": []}).prompt == "two people"
     assert told == []
     with zipfile.ZipFile(archive) as file:
         assert sorted(file.namelist()) == ["ann.png", "me.png", "scene.yaml"]
@@ -429,7 +430,7 @@ def test_two_visitors_at_once_one_cancelled_and_a_full_queue(client):
     jobs = [each.submit(scene(seed), [], api_name="/paint") for each, seed in
             ((first, 1), (second, 2))]  # fmt: skip
     got = [job.result(300)[0][0] for job in jobs]
-    assert [read_picture(path, given={"people": []}).seed for path in got] == [1, 2]
+    assert [read_picture(Path(path), given={"people": []}).seed for path in got] == [1, 2]
     assert not np.array_equal(pixels(got[0]), pixels(got[1]))
 
     long = first.submit(scene(3, 999), [], api_name="/paint")
@@ -439,7 +440,7 @@ def test_two_visitors_at_once_one_cancelled_and_a_full_queue(client):
     with pytest.raises((AppError, ValueError), match=r"(?i)queue|busy"):
         others[-1].result(60)
     long.cancel()
-    assert read_picture(others[0].result(300)[0][0], given={"people": []}).seed == 4
+    assert read_picture(Path(others[0].result(300)[0][0]), given={"people": []}).seed == 4
     assert not any(scene for _, scene, _ in long.outputs())
 
 
@@ -448,7 +449,7 @@ def test_two_visitors_at_once_one_cancelled_and_a_full_queue(client):
 def test_curl_as_the_page_says(site):
     """The line of docs/web.md, with this server's port."""
     page = (ROOT / "docs" / "web.md").read_text()
-    line = re.search(r"^curl .*(?:\\\n.*)*", page, re.MULTILINE)[0]
+    line = re.search(r"^curl (?:.*\\\n)*.*", page, re.MULTILINE)[0]
     line = line.replace("http://127.0.0.1:7860", site[0]).replace('"cleo"', '"ann"')
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     last = re.findall(r"event: (\w+)\ndata: (.*)\n", done.stdout)[-1]

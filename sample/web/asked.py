@@ -4,7 +4,8 @@ It has the keys of a scene. The only files that it can name are the visitor's ow
 saved people, both looked up by name in a table: no path that comes from outside is ever opened.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from fusionjax.data.picture import ENDINGS
-from fusionjax.errors import UserError, told
+from fusionjax.errors import UserError, shortened, told
 from fusionjax.files import file_and_face
 from fusionjax.options import MODELS, current_name
 from fusionjax.photos import read_photo
@@ -156,3 +157,20 @@ def check_pixels(path: Path, most: int) -> None:
             f"{path.name} has {width}×{height} pixels, and {most // 10**6} million are the most "
             "here; reduce it first"
         )
+
+
+def bare(message: str, folders: Iterable[Path | None], files: Iterable[str] = ()) -> str:
+    """A message without the folders of this machine: visitors know files by their names.
+
+    Args:
+        message: to be shown.
+        folders: of uploads and of saved people.
+        files: that it may name, maybe cut off as messages cut them.
+    """
+    for file in sorted(files, key=len, reverse=True):
+        for text in (file, shortened(file, 120)):
+            message = message.replace(text, Path(file).name)
+    for folder in folders:
+        if folder is not None:
+            message = re.sub(rf"{re.escape(str(folder))}/(?:[0-9a-f]{{32,64}}/)?", "", message)
+    return message

@@ -23,7 +23,6 @@ from sample.job import RANDOM, Job
 from sample.web.asked import saved_people, uploaded
 from sample.web.painter import News, Painter, StoppedError
 from sample.web.places import COLOURS, canvas, drawn_masks, read_box
-from sample.web.server import one_line
 
 PEOPLE = len(COLOURS)
 _FIELDS = {field.name: field for field in dataclasses.fields(Job)}
@@ -229,7 +228,7 @@ class Page:
                 return gr.update(value=None, visible=False)
             sheet, lines = self.painter.crops(faces, crop)
         for line in lines:
-            gr.Warning(html.escape(self._bare(line)))
+            gr.Warning(html.escape(self.painter.bare(line)))
         return gr.update(value=sheet, visible=True)
 
     def _faces_of(self, photos: list[str] | None, saved: str) -> list[Path]:
@@ -309,7 +308,7 @@ class Page:
                 for news in self.painter.paint(job, attention=attention, stop=stop):
                     line, share = news.line or line, news.share or share
                     if news.warning:
-                        gr.Warning(html.escape(self._bare(news.warning)))
+                        gr.Warning(html.escape(self.painter.bare(news.warning)))
                     yield self._shown(news, line, share, visitor)
         except StoppedError:
             yield {self.status: _status("stopped"), self.glance: gr.update(visible=False)}
@@ -322,7 +321,9 @@ class Page:
 
     def _shown(self, news: News, line: str, share: float, visitor: _Visitor) -> dict[Any, Any]:
         if news.done is None:
-            shown: dict[Any, Any] = {self.status: _status(html.escape(self._bare(line)), share)}
+            shown: dict[Any, Any] = {
+                self.status: _status(html.escape(self.painter.bare(line)), share)
+            }
             if news.glance is not None:
                 shown[self.glance] = gr.update(value=news.glance, visible=True)
             return shown
@@ -359,16 +360,13 @@ class Page:
         if visitor is not None and visitor.stop is not None:
             visitor.stop.set()
 
-    def _bare(self, message: str) -> str:
-        return one_line(message, self.painter)
-
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """What a visitor can mend is one line on the page; the rest is for who started it."""
         try:
             yield
         except UserError as error:
-            line = html.escape(self._bare(str(error)))
+            line = html.escape(self.painter.bare(error))
             raise gr.Error(line, print_exception=False, duration=20) from None
 
 

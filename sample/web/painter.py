@@ -158,11 +158,13 @@ class Painter:
             raise UserError(
                 f"{job.num_images_per_prompt} images are asked for; {most.images} are the most here"
             )
-        faces = [file_and_face(face)[0] for person in job.people for face in person.faces]
-        masks = [person.mask for person in job.people]
-        for file in (*faces, *masks, job.image, job.mask_image, job.control_image):
-            if file is not None:
-                asked.check_pixels(Path(file), most.photo_pixels)
+        for file in _files_of(job):
+            asked.check_pixels(Path(file), most.photo_pixels)
+
+    def bare(self, message: Any) -> str:
+        """A message, or an error's, without folders; see `asked.bare`."""
+        files = getattr(self._heard, "files", ())
+        return asked.bare(str(message), (self.folder, self.people), files)
 
     def crops(self, faces: list[Path], crop: str) -> tuple[Image.Image, list[str]]:
         """What is cut out of photos, as a sheet, and what there is to say about them."""
@@ -170,9 +172,11 @@ class Painter:
 
         for face in faces:
             asked.check_pixels(face, self.limits.photo_pixels)
-        self._heard.lines = lines = []
-        crops = crops_of(Person(faces=tuple(map(str, faces))), self.side, crop)
-        return crops_sheet([crops]), lines + [each.reason for each in crops if each.reason]
+        lines: list[str] = []
+        self._heard.lines, self._heard.files = lines, list(map(str, faces))
+        crops = crops_of(Person(faces=tuple(self._heard.files)), self.side, crop)
+        reasons = [self.bare(each.reason) for each in crops if each.reason]
+        return crops_sheet([crops]), lines + reasons
 
     def paint(
         self, job: Job, *, attention: bool = False, stop: threading.Event | None = None
@@ -209,9 +213,12 @@ class Painter:
     def _work(self, job: Job, attention: bool, stop: threading.Event, news: Any) -> None:
         with self._alone:
             self._bar.news, self._heard.news = news, news
+            self._heard.files = _files_of(job)
             try:
                 with full_disk_told():
                     news.put(News(done=self._painted(job, attention, stop, news)))
+            except UserError as error:
+                news.put(UserError(self.bare(error)))
             except BaseException as error:  # whatever it is, the page must hear that this ended
                 news.put(error)
             finally:
@@ -273,8 +280,15 @@ class Painter:
     def _hear(self, message: Any, category: Any, *_: Any, **__: Any) -> None:
         """Brings a warning to whom it concerns."""
         if (news := getattr(self._heard, "news", None)) is not None:
-            news.put(News(warning=str(message)))
+            news.put(News(warning=self.bare(message)))
         elif (lines := getattr(self._heard, "lines", None)) is not None:
-            lines.append(str(message))
+            lines.append(self.bare(message))
         else:
             print(f"warning: {message}", file=sys.stderr)
+
+
+def _files_of(job: Job) -> list[str]:
+    """The photos and pictures that a job names."""
+    faces = [file_and_face(face)[0] for person in job.people for face in person.faces]
+    others = [*(person.mask for person in job.people), job.image, job.mask_image, job.control_image]
+    return [*faces, *(file for file in others if file is not None)]

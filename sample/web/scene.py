@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fusionjax.files import file_and_face, file_and_word, whole_file
 from sample.inputs import checksums, named
@@ -37,7 +38,7 @@ def write_scene(path: Path, job: Job) -> None:
         )
         for person in job.people
     )
-    files = {
+    files: dict[str, Any] = {
         key: value and name(value)
         for key in ("image", "mask_image", "control_image")
         for value in [getattr(job, key)]

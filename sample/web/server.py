@@ -1,7 +1,6 @@
 """The server: where it listens, what it lets in and out, and the endpoint for programs."""
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,14 +25,6 @@ def own_folder() -> Path:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     return folder
-
-
-def one_line(message: str, painter: "Painter") -> str:
-    """A message without the folders of this machine: visitors know files by their names."""
-    for folder in (painter.folder, painter.people):
-        if folder is not None:
-            message = re.sub(rf"{re.escape(str(folder))}/(?:[0-9a-f]{{32,64}}/)?", "", message)
-    return message
 
 
 def serve(painter: "Painter", *, host: str, port: int, waiting: int, upload_mb: float) -> None:
@@ -102,7 +93,7 @@ def _endpoint(painter: "Painter") -> Any:
 
     def paint(
         scene: dict, files: list[dict], request: gr.Request
-    ) -> tuple[list[dict], dict, list[str]]:
+    ) -> tuple[list[dict], dict, list[str]]:  # type: ignore[misc]  # gradio reads what it yields
         """Paints a scene.
 
         Args:
@@ -125,14 +116,14 @@ def _painted(painter: "Painter", scene: Any, files: Any) -> Iterator[Any]:
         job = painter.job(scene, asked.uploads(files or [], painter.folder))
         for news in painter.paint(job):
             if news.warning:
-                told.append(one_line(news.warning, painter))
+                told.append(news.warning)
             if news.done is None:
-                yield [], None, [*told, one_line(news.line, painter)]
+                yield [], None, [*told, news.line]
             else:
                 pictures = [_served(path) for path in news.done.pictures]
                 yield pictures, _served(news.done.scene), told
     except UserError as error:
-        raise gr.Error(one_line(str(error), painter), print_exception=False) from None
+        raise gr.Error(painter.bare(error), print_exception=False) from None
 
 
 def _served(path: Path) -> dict[str, Any]:
