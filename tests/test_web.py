@@ -167,12 +167,17 @@ def test_latents_are_seen_in_colours_without_a_decoder():
     """Where pixels are a linear function of the latents, the glance finds it."""
     rng = np.random.default_rng(0)
     small = np.stack([tiny.photo(1, 8), tiny.photo(2, 8)]).astype(int) // 2 + 60
-    latents = (small / 255) @ rng.normal(size=(3, 4)) + rng.normal(size=4)
+    latents = (small / 255) @ rng.normal(size=(3, 4))
+    latents = (latents - latents.mean()) / latents.std()
     thumbnails = small.repeat(16, 1).repeat(16, 2).astype(np.uint8)
     person = Identity({}, latents.astype(np.float32), thumbnails, (1.0, 1.0), "base")
     colours = fit_colours([person])
-    seen = np.asarray(glance(latents.astype(np.float32), colours).resize((16, 8), Image.BOX))
-    assert np.abs(seen - np.concatenate(list(small), 1)).mean() < 6  # enlarged and reduced
+    fitted = np.concatenate([latents, np.ones((2, 8, 8, 1))], -1) @ colours
+    assert np.abs(fitted * 255 - small).max() < 5  # the fit is held back a little
+    seen = glance(latents.astype(np.float32), colours)
+    assert seen.size == (640, 320)
+    middle = np.asarray(seen)[20::40, 20::40].astype(int)  # of each latent's square
+    assert np.abs(middle - np.concatenate(list(small), 1)).mean() < 6  # edges are softened
     assert fit_colours([]) is None
 
 
@@ -375,7 +380,7 @@ def test_what_is_wrong_is_one_line_and_nothing_else_is_opened(world, site, clien
         "no face was found in wall.png; cut a square around it"
     )
     for path in ("/etc/passwd", str(world / "me.png"), f"{site[1]}/log", "../log"):
-        given = [{"path": path, "meta": meta}]
+        given = [{"path": path}]  # with its meta the client would upload its own
         message = refused(asker, {"prompt": "x", "faces": Path(path).name}, given)
         assert "is no uploaded file; upload it first" in message
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -420,7 +425,6 @@ def test_only_what_was_uploaded_or_painted_is_served(world, site, client):
 @pytest.mark.slow
 def test_two_visitors_at_once_one_cancelled_and_a_full_queue(client):
     """One model: they wait for each other, and each gets what they asked for."""
-    from gradio_client.exceptions import AppError
 
     def scene(seed, steps=3):
         return {**SCENE, "people": [{"faces": "ann"}], "seed": seed, "num_inference_steps": steps,
@@ -437,10 +441,12 @@ def test_two_visitors_at_once_one_cancelled_and_a_full_queue(client):
     while not any("step" in line for _, _, lines in long.outputs() for line in lines):
         time.sleep(0.1)
     others = [second.submit(scene(seed), [], api_name="/paint") for seed in (4, 5, 6, 7)]
-    with pytest.raises((AppError, ValueError), match=r"(?i)queue|busy"):
-        others[-1].result(60)
     long.cancel()
-    assert read_picture(Path(others[0].result(300)[0][0]), given={"people": []}).seed == 4
+    errors = [error for job in others if (error := job.exception(300)) is not None]
+    assert errors
+    assert all("queue" in str(error).lower() for error in errors)
+    answered = [job.result()[0][0] for job in others if job.exception() is None]
+    assert len(answered) == 4 - len(errors) >= 2
     assert not any(scene for _, scene, _ in long.outputs())
 
 

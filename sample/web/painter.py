@@ -158,7 +158,8 @@ class Painter:
             raise UserError(
                 f"{job.num_images_per_prompt} images are asked for; {most.images} are the most here"
             )
-        for file in _files_of(job):
+        self._heard.files = _files_of(job)
+        for file in self._heard.files:
             asked.check_pixels(Path(file), most.photo_pixels)
 
     def bare(self, message: Any) -> str:
