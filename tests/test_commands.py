@@ -24,6 +24,7 @@ COMMANDS = [
     ["fusionjax", "prepare"],
     ["fusionjax", "sample"],
     ["fusionjax", "train"],
+    ["fusionjax", "web"],
     ["fusionjax.data.face_pairs"],
     ["fusionjax.data.mini_faces"],
     ["fusionjax.data.mini_tokenizer"],
