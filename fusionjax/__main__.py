@@ -10,6 +10,7 @@
     fusionjax evaluate --output DIR …                 tables and contact sheets
     fusionjax figure NAME --output sheet.png          one of the paper's sheets, for your own model
     fusionjax cache …                                 a dataset's latents, computed once
+    fusionjax web …                                   a page in the browser
 
 `fusionjax COMMAND --help` says more; `python -m fusionjax`, `python -m sample` and
 `python -m train` are the same. Only what a command needs is imported.
@@ -32,6 +33,7 @@ _ELSEWHERE = {
     "report": "train.report",
     "sample": "sample.__main__",
     "train": "train.main",
+    "web": "sample.web.command",
 }
 
 

@@ -25,6 +25,7 @@ COMMANDS = [
     ["fusionjax", "report"],
     ["fusionjax", "sample"],
     ["fusionjax", "train"],
+    ["fusionjax", "web"],
     ["fusionjax.data.face_pairs"],
     ["fusionjax.data.mini_faces"],
     ["fusionjax.data.mini_tokenizer"],
