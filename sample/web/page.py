@@ -150,7 +150,8 @@ class Page:
     def _option(self, name: str) -> Any:
         """A field of `Job` as a component: its default, help, limits and choices."""
         field = _FIELDS[name]
-        about, value = field.metadata, field.default
+        about = field.metadata
+        value: Any = field.default
         words = {"label": name.replace("_", " "), "info": about["help"], "min_width": 130}
         if name == "prompt":
             value = MINI_PROMPT if self.painter.is_embedded else ""

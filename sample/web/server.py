@@ -91,9 +91,9 @@ def _refuse_links(block: Any) -> None:
 def _endpoint(painter: "Painter") -> Any:
     import gradio as gr
 
-    def paint(
+    def paint(  # type: ignore[misc]  # gradio reads what it yields in the place of what it returns
         scene: dict, files: list[dict], request: gr.Request
-    ) -> tuple[list[dict], dict, list[str]]:  # type: ignore[misc]  # gradio reads what it yields
+    ) -> tuple[list[dict], dict, list[str]]:
         """Paints a scene.
 
         Args:
