@@ -49,6 +49,7 @@ CANNOT = [
     ("docs/models.md", "pipe.load_lora_weights", "needs two LoRAs; tests/test_pipeline_loras.py"),
     ("docs/tutorials/tpu-pod.md", "fusionjax train sd15_tpu_v5e", "needs the TPU's compiler"),
     ("docs/tutorials/tpu-pod.md", "NAME=my-slice", "needs a TPU pod"),
+    ("docs/web.md", "", "serves until it is stopped; tests/test_web.py"),
     ("docs/watching.md", "fusionjax train --log-to wandb", "trains for 12 minutes"),
     ("docs/watching.md", "fusionjax train --validation.prompts", "trains for 12 minutes"),
 ]  # fmt: skip
