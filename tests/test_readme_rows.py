@@ -74,7 +74,7 @@ def shelf(tmp_path_factory):
     shutil.copyfile(PHOTOS / "barack_obama.jpg", folder / "ann" / "1.jpg")
     (folder / "ann" / "2.jpg").write_text("no photo")
     beside([PHOTOS / f"{n}.jpg" for n in ("barack_obama", "jacinda_ardern")], folder / "group.png")
-    Image.open(folder / "group.png").save(folder / "group.jpg")
+    Image.open(folder / "group.png").crop((20, 0, 480, 240)).save(folder / "group.jpg")
     scene = {"prompt": "a person", "people": [{"faces": "ann.jpg"}]}
     (folder / "scene.yaml").write_text(json.dumps(scene))
     (folder / "requests.jsonl").write_text(json.dumps({"prompt": "a person"}) + "\n")
