@@ -67,6 +67,7 @@ def planned(part: str) -> set[tuple[str, str]]:
     return {(part, row.name) for row in module.rows(jax.devices()[0], small=True)}
 
 
+@pytest.mark.slow
 def test_attention_is_checked_where_only_jax_and_the_models_packages_are_installed(tmp_path):
     done, report = run(tmp_path, "--part", "right", "--only", "^attention")
     check(done, report, {row for row in planned("right") if row[1].startswith("attention")})

@@ -130,6 +130,7 @@ def test_what_tools_add_to_a_single_file(state, single, expected):
     refused(single, r"tensors without a place: 1 \(head\.weight\)")
 
 
+@pytest.mark.slow
 def test_what_a_single_file_predicts_is_told_beside_it(state, single, good_folder):
     save_file(state, single, metadata={"modelspec.prediction_type": "epsilon"})
     beside = single.with_suffix(".yaml")

@@ -146,6 +146,7 @@ def test_sixteen_bits_paint_the_same_picture(in_float32, dtype, bound):
     assert levels.mean() < 255 * bound
 
 
+@pytest.mark.slow
 def test_another_order_in_memory_paints_the_same_picture(in_float32, monkeypatch):
     def as_on_a_gpu(weight, sharding, _):
         is_kernel = len(weight.shape) == 4
@@ -209,6 +210,7 @@ def test_a_decoder_that_overflows_decodes_again_in_float32():
     assert np.asarray(out.images[0]).std() > 0
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_not_finite_is_left_out_alone(monkeypatch):
     pipe = make_pipe(tiny.tiny_base())
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)

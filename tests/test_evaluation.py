@@ -379,6 +379,7 @@ def test_the_suite_compares_photos_pairs_and_decoupled(tmp_path):
     assert (tmp_path / "pairs.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_base_alone_can_be_measured(tmp_path):
     pipe = FusionPipeline(_base(), devices=jax.devices()[:1])
     results, sheets = evaluate.run(TINY, pipe, _judge())

@@ -232,6 +232,7 @@ def test_the_same_pictures_on_several_devices(people, eight, devices):
         assert levels_apart(a, b) <= 1
 
 
+@pytest.mark.slow
 def test_devices_that_do_not_divide_the_batch(pipe, people):
     """Pictures with people of their own, three of them on two devices."""
     settings = Settings(height=64, width=64, num_inference_steps=STEPS)

@@ -181,6 +181,7 @@ def pixels(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
+@pytest.mark.slow
 def test_the_command_reads_weights_chunks_and_learnt_words(base_folder, tmp_path, capsys):
     """One picture of all three, repeated from its own text, and refused when the word changes."""
     out = tmp_path / "out"

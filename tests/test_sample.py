@@ -647,6 +647,7 @@ def test_long_prompts_warn_once(sample, capsys):
     assert "longer than 75 tokens; left out: “ccc" in said[0]
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_is_needed_and_paints_nothing(tmp_path, monkeypatch, capsys):
     """For the embedded model on the present devices: a row for each program."""
     monkeypatch.chdir(tmp_path)

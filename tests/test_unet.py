@@ -229,6 +229,7 @@ def test_the_order_of_references_does_not_matter(world):
     assert relative(swapped, ours) < 3e-5
 
 
+@pytest.mark.slow
 def test_layer_strength_and_face_logit_bias_scale_lambda(world):
     states, one = world.states(), jnp.ones((2, 3))
     plain = world.ours((0.3, 0.3, 0.3))
