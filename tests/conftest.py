@@ -10,13 +10,13 @@ from importlib.metadata import version
 # Before jax is imported: tests that shard need devices, and all share compiled programs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: the optimisations cost more than they win.
-_FLAGS = (
+# The last flag halves compiling; later versions do not know it, and abort.
+os.environ.setdefault(
+    "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
-if version("jaxlib").startswith("0.10."):  # twice as fast; later ones do not know it, and abort
-    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _FLAGS)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What one test compiled is there for all that come after it, also in the other worker and in
 # processes that tests start; the first process, which starts the workers, makes and removes it.
