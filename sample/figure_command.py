@@ -69,11 +69,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.output.suffix.lower() != ".png":
         raise UserError(f"--output is {shortened(str(args.output), 200)}; it must end in .png")
     options = parse([*rest, "--output", str(args.output.parent)])
-    given = options.given.keys() | {
-        field.name
-        for field in dataclasses.fields(options)
-        if getattr(options, field.name) != field.default
-    }
+    given = options.said()
     for name, instead in _DECIDED.items():
         if name in given:
             flag = "--no-face" if name == "people" else flag_of(name)
@@ -90,8 +86,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from sample.trust import check_base_of
 
     check_control(options, job)
-    if job.fusion is not None and job.base is None and not options.trust:
-        check_base_of(job.fusion)
+    if not options.trust:
+        check_base_of(job)
     mini = is_embedded(job)
     if args.people is None and not mini:
         raise UserError(
@@ -107,7 +103,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         job = studio.with_depth(job, options)
     job, _ = studio.resolved(job)
     sections = figures.FIGURES[args.name].sections(people, prompts, job)
-    sheet, missing = figures.paint(sections, studio, options.batch_size)
+    sheet, missing = figures.paint(sections, studio)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(args.output) as beside:
         sheet.save(beside, "PNG", optimize=True)

@@ -16,11 +16,11 @@ from PIL import Image
 
 from fusionjax.embedded import ASSETS
 from fusionjax.errors import UserError, shortened
-from fusionjax.evaluation.people import ENDINGS, Subject, read_prompts
+from fusionjax.evaluation.people import ENDINGS, Subject, photos_in, read_prompts
 from fusionjax.generation.request import box_mask
 from fusionjax.photos import read_photo
 from fusionjax.sheet import labelled_sheet, stacked
-from sample.job import BATCH_PER_DEVICE, Job, Person, even_batch
+from sample.job import Job, Person, even_batch
 from sample.studio import Studio
 
 EXAMPLES = ASSETS / "people"
@@ -191,7 +191,7 @@ def read_album(folder: Path, name: str) -> list[Subject]:
         raise UserError(f"people {shortened(str(folder), 200)!r} is no folder")
     people: list[Subject] = []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        photos = tuple(sorted(p for p in place.iterdir() if p.suffix.lower() in ENDINGS))
+        photos = photos_in(place)
         shown = name != "references" or len(people) < 2
         if shown and len(photos) < figure.photos:
             raise UserError(
@@ -214,15 +214,12 @@ def prompts_of(name: str, file: Path | None, *, mini: bool) -> list[str]:
     return list(FIGURES[name].mini if mini else FIGURES[name].others)
 
 
-def paint(
-    sections: Sequence[Section], studio: Studio, batch: int | None
-) -> tuple[Image.Image, int]:
+def paint(sections: Sequence[Section], studio: Studio) -> tuple[Image.Image, int]:
     """Paints a figure.
 
     Args:
         sections: what it shows.
         studio: paints.
-        batch: pictures at once; None is what the devices take.
 
     Returns:
         The sheet, and how many of its pictures are not finite and left out.
@@ -240,7 +237,7 @@ def paint(
         groups.setdefault(request.masks is None, []).append(index)
     made: list[Image.Image | None] = [None] * len(jobs)
     for group in groups.values():
-        size = even_batch(len(group), batch or BATCH_PER_DEVICE * studio.devices)
+        size = even_batch(len(group), studio.batch_size)
         done = studio.generate([requests[index] for index in group], settings, size)
         for index, each in zip(group, done, strict=True):
             made[index] = None if each.pixels is None else Image.fromarray(each.pixels)

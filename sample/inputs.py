@@ -46,7 +46,7 @@ class Remembered:
             sums: their digests, by path.
         """
         places = self._read()
-        new = {digest: _file_of(path) for path, digest in sums.items()}
+        new = {digest: file_of(path) for path, digest in sums.items()}
         new = {digest: path for digest, path in new.items() if places.get(digest) != path}
         if self._path is None or not new:
             return
@@ -74,15 +74,18 @@ class Remembered:
 
 def checksums(job: Job) -> dict[str, str]:
     """Checksums of the photos, pictures and learnt words that a job names, by path."""
+    return {path: checksum(path) for path in (*pictures_of(job), *job.textual_inversion)}
+
+
+def pictures_of(job: Job) -> list[str]:
+    """The photos, with the face that is meant, and the pictures that a job names."""
     files = [path for person in job.people for path in (*person.faces, person.mask) if path]
-    files += [path for path in (job.image, job.mask_image, job.control_image) if path]
-    files += job.textual_inversion
-    return {path: checksum(path) for path in files}
+    return files + [path for path in (job.image, job.mask_image, job.control_image) if path]
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
     """A checksum of a file's bytes, 16 hex digits; of a photo whichever face is chosen."""
-    with open(_file_of(os.fspath(path)), "rb") as file:
+    with open(file_of(os.fspath(path)), "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
@@ -101,15 +104,25 @@ def named(job: Job, sums: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, 
     names: dict[str, str] = {}
 
     def name(path: str) -> str:
-        own = Path(_file_of(path)).name
+        own = Path(file_of(path)).name
         free = (own, *(f"{number}/{own}" for number in range(2, len(sums) + 2)))
         face = _face_of(path)
         key = next(key + face for key in free if names.get(key + face) in (None, sums[path]))
         names[key] = sums[path]
         return key
 
+    return renamed(job, name), names
+
+
+def renamed(job: Job, name: Callable[[str], str]) -> dict[str, Any]:
+    """A job as JSON, with other names for its files, and ~ for the user's home in its models'.
+
+    Args:
+        job: for one image.
+        name: of a file, from how the job names it.
+    """
     values = _changed(job.to_json(full=True), FILES, PERSONS_FILES, name)
-    return _changed(values, MODELS, (), _from_home), names
+    return _changed(values, MODELS, (), _from_home)
 
 
 def find(
@@ -152,7 +165,7 @@ def find(
 def _place(
     where: Path, name: str, digest: Any, remembered: Remembered, *, by_path: bool, may_look: bool
 ) -> str:
-    file, face = _file_of(name), _face_of(name)
+    file, face = file_of(name), _face_of(name)
     bare = file.replace("\\", "/").rpartition("/")[2]
     at_last = remembered.place(digest) if isinstance(digest, str) else None
     places = [file] * may_look + [
@@ -186,7 +199,7 @@ def _place(
     )
 
 
-def _file_of(path: str) -> str:
+def file_of(path: str) -> str:
     """The file that is meant by `photo.jpg#2` or `learnt.safetensors=word`."""
     file = file_and_face(path)[0]
     return file if os.path.isfile(file) else file_and_word(file)[0]
@@ -194,7 +207,7 @@ def _file_of(path: str) -> str:
 
 def _face_of(path: str) -> str:
     """The `#2` of a photo of several people, the `=word` of learnt ones."""
-    return path[len(_file_of(path)) :]
+    return path[len(file_of(path)) :]
 
 
 def _from_home(source: str) -> str:

@@ -138,6 +138,12 @@ class Options:
         if self.device is not None:
             check(self.device)
 
+    def said(self) -> set[str]:
+        """The names of what was typed: of a job, and of the command line what is no default."""
+        own = {field.name for field in dataclasses.fields(self)} - {"given"}
+        defaults = Options(given={})
+        return {*self.given} | {n for n in own if getattr(self, n) != getattr(defaults, n)}
+
     @functools.cached_property
     def written(self) -> Output:
         """Where images go, and what they are called.

@@ -13,7 +13,7 @@ from fusionjax.errors import UserError
 from fusionjax.options import Settings
 from sample import formats as files
 from sample.inputs import Remembered, checksums
-from sample.job import BATCH_PER_DEVICE, Job
+from sample.job import Job
 from sample.names import values_of
 from sample.options import Options
 from sample.progress import Bar, duration
@@ -63,7 +63,7 @@ def run_requests(options: Options, within: Job, devices: Any = None) -> int:
     bad = 0
     # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
     studio = Studio(within, options, bar, devices) if any(row.job for row in todo) else None
-    batch = options.batch_size or BATCH_PER_DEVICE * (studio.devices if studio else 1)
+    batch = studio.batch_size if studio else 1
     waiting: dict[Any, list[_Waiting]] = {}
     began = time.perf_counter()
 

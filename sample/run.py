@@ -12,7 +12,7 @@ from sample import formats as files
 from sample.device import chosen
 from sample.images import save
 from sample.inputs import Remembered, checksums
-from sample.job import BATCH_PER_DEVICE, RANDOM, Job, even_batch
+from sample.job import RANDOM, Job, even_batch
 from sample.links import fetched, is_link
 from sample.names import Output, next_number, values_of
 from sample.options import Options
@@ -58,8 +58,8 @@ def run(options: Options) -> int:
     job = options.job(within)
     if within is not None and not options.trust:
         check_models(options.scene or options.source or Path(), within, options.given)
-    if job.fusion is not None and job.base is None and not options.trust:
-        check_base_of(job.fusion)
+    if not options.trust:
+        check_base_of(job)
     if options.dry_run:
         from sample.dry_run import dry_run
 
@@ -128,7 +128,7 @@ def _run_job(options: Options, job: Job, devices: Any) -> int:
         Remembered(options.cache).add(sums)
     images, shares = [], []
     sheet: Output | None = None
-    batch = even_batch(len(requests), options.batch_size or BATCH_PER_DEVICE * studio.devices)
+    batch = even_batch(len(requests), studio.batch_size)
     done = studio.generate(requests, settings, batch, attention_share=options.attention_share)
     for index, each in enumerate(done):
         if each.pixels is None:

@@ -15,7 +15,7 @@ from fusionjax.errors import UserError
 from fusionjax.files import file_and_word
 from fusionjax.options import Description, Settings
 from fusionjax.schema import read_json
-from sample.job import Job, Person
+from sample.job import BATCH_PER_DEVICE, Job, Person
 from sample.names import next_number
 from sample.options import Options
 from sample.progress import Bar, Stopwatch
@@ -64,6 +64,9 @@ class Studio:
         options: the command line.
         bar: hears of progress.
         devices: to compute on; None is all that JAX finds.
+
+    Attributes:
+        batch_size: images generated at once, at most.
     """
 
     def __init__(self, job: Job, options: Options, bar: Bar, devices: Any = None) -> None:
@@ -92,6 +95,7 @@ class Studio:
         if _has_safety_checker(self.pipe.base.source):
             bar.say("the base's safety checker is not used: no image is checked")
         self.bar = bar
+        self.batch_size: int = options.batch_size or BATCH_PER_DEVICE * self.devices
         self.pipe.runner.before_compiling = bar.compiling
         self._portrait_guidance = MINI_GUIDANCE if is_embedded(job) else None
         self._people: OrderedDict[Any, Identity] = OrderedDict()

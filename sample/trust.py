@@ -49,8 +49,11 @@ def check_models(where: Path, job: Job, given: Mapping[str, Any]) -> None:
                 )
 
 
-def check_base_of(fusion: str) -> None:
-    """Raises UserError for an adapter's file whose base would be downloaded."""
+def check_base_of(job: Job) -> None:
+    """Raises UserError if only an adapter's file names the base, and it would be downloaded."""
+    fusion = job.fusion
+    if fusion is None or job.base is not None:
+        return
     base = adapter_base(fusion) if Path(fusion).is_file() else None
     if base is not None and not is_mini(base) and not Path(base).exists():
         raise UserError(

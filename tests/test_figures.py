@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from fusionjax.embedded import ASSETS
 from fusionjax.evaluation.people import read_prompts
 from fusionjax.evaluation.recogniser import Recogniser
-from fusionjax.interop.adapter_file import save_adapter
 from fusionjax.mini import drawing as mini_world
 from fusionjax.mini.people import Circumstance
 from fusionjax.sheet import labelled_sheet, stacked
@@ -52,12 +51,7 @@ STEPS = ("--steps", "2", "--seed", "3")
 def world(tmp_path_factory):
     """A base, an adapter, three people with three photos each, and a prompt."""
     folder = tmp_path_factory.mktemp("figures")
-    base = tiny.tiny_base()
-    base.save_pretrained(folder / "base", np.float32)
-    save_adapter(
-        folder / "fusion.safetensors", *tiny.tiny_fusion(),
-        base=str(folder / "base"), base_fingerprint=base.fingerprint,
-    )  # fmt: skip
+    tiny.write_tiny(folder)
     for number, name in enumerate(("ada", "bo", "cy")):
         (folder / "people" / name).mkdir(parents=True)
         for photo in range(3):

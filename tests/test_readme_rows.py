@@ -5,12 +5,9 @@ name. What cannot be run here is listed in `CANNOT`, with the reason.
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +18,8 @@ from fusionjax.embedded import ASSETS, MINI_BASE
 from fusionjax.interop.configs import unet_from_config
 from fusionjax.interop.names import torch_names
 from tests.people_folder import PHOTOS, beside
+from tests.typed import ROOT, typed
 
-ROOT = Path(__file__).parents[1]
 TABLE = re.search(
     r"\| you want \| you type \|\n\| --- \| --- \|\n((?:\|.*\n)+)",
     (ROOT / "README.md").read_text(encoding="utf-8"),
@@ -105,15 +102,7 @@ def shelf(tmp_path_factory):
 
 def run(words, folder, shelf):
     few = "" if "--steps" in words else " --steps 2"
-    return subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m sample {words}{few}"],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=1200,
-        env={
-            "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(shelf),
-            "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1",
-            **{name: os.environ[name] for name in ("XDG_CACHE_HOME",) if name in os.environ},
-        },
-    )  # fmt: skip
+    return typed(["bash", "-c", f"{sys.executable} -m sample {words}{few}"], folder, shelf)
 
 
 @pytest.mark.slow

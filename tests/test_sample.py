@@ -41,13 +41,7 @@ from tests import tiny
 def world(tmp_path_factory):
     """A base model, an adapter and two photos as files, and a folder of compiled programs."""
     folder = tmp_path_factory.mktemp("world")
-    base = tiny.tiny_base()
-    base.save_pretrained(folder / "base", np.float32)
-    params, options = tiny.tiny_fusion()
-    save_adapter(
-        folder / "fusion.safetensors", params, options,
-        base=str(folder / "base"), base_fingerprint=base.fingerprint,
-    )  # fmt: skip
+    tiny.write_tiny(folder)
     for name, seed in (("ann", 1), ("ben", 2)):
         Image.fromarray(tiny.photo(seed)).save(folder / f"{name}.png")
     Image.fromarray(tiny.photo(3, 200)).save(folder / "wall.png")  # nobody's face

@@ -5,13 +5,10 @@ that the pages name: the miniature model stands for `sd15/`, its adapter for `ru
 people for the photos. What cannot be run here is listed in `CANNOT`, with the reason.
 """
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -19,8 +16,8 @@ from PIL import Image
 
 from fusionjax.embedded import ASSETS, MINI_BASE, MINI_FUSION
 from fusionjax.models.adapter import export_adapter, import_adapter
+from tests.typed import ROOT, typed
 
-ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)((?:    .*\n|\n(?=    ))+)")
 PIPE = 'import fusionjax\n\npipe = fusionjax.FusionPipeline.from_pretrained("mini")\n'
@@ -195,14 +192,7 @@ def test_a_snippet_runs(snippet, shelf, tmp_path):
         words = [sys.executable, "-c", text]
     else:
         words = ["bash", "-euo", "pipefail", "-c", snippet.text]
-    done = subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, check=False, timeout=1200,
-        env={
-            "PATH": f"{shelf / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(shelf),
-            "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1",
-            **{name: os.environ[name] for name in ("XDG_CACHE_HOME",) if name in os.environ},
-        },
-    )  # fmt: skip
+    done = typed(words, folder, shelf, tools=shelf / "bin")
     assert done.returncode == 0, f"{snippet.text}\n{done.stdout}\n{done.stderr}"
     if not snippet.is_python:
         before = {path.name for path in shelf.iterdir()} | snippet.files.keys()

@@ -19,7 +19,6 @@ from PIL import Image
 
 from fusionjax.errors import UserError
 from fusionjax.identity import Identity
-from fusionjax.interop.adapter_file import save_adapter
 from sample.__main__ import main
 from sample.formats import read_picture, read_scene
 from sample.inputs import Remembered
@@ -210,13 +209,7 @@ def test_a_scene_has_its_files_beside_it(files, tmp_path):
 def world(tmp_path_factory):
     """A base model and an adapter as files, a folder of saved people, and compiled programs."""
     folder = tmp_path_factory.mktemp("world")
-    base = tiny.tiny_base()
-    base.save_pretrained(folder / "base", np.float32)
-    params, options = tiny.tiny_fusion()
-    save_adapter(
-        folder / "fusion.safetensors", params, options,
-        base=str(folder / "base"), base_fingerprint=base.fingerprint,
-    )  # fmt: skip
+    tiny.write_tiny(folder)
     (folder / "people").mkdir()
     for name, seed in (("ann", 1), ("ben", 2)):
         Image.fromarray(tiny.photo(seed)).save(folder / "people" / f"{name}.png")

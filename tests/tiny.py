@@ -14,6 +14,7 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.interop import configs
+from fusionjax.interop.adapter_file import save_adapter
 from fusionjax.models.base import BaseModel
 from fusionjax.options import FusionOptions
 from fusionjax.unet import FusionUNet
@@ -112,6 +113,16 @@ def tiny_fusion(seed: int = 1, **options):
     base = tiny_base()
     fusion = FusionUNet(base.unet, FusionOptions(init="random", **options))
     return fusion.init(jax.random.key(seed), base.params["unet"]), fusion.options
+
+
+def write_tiny(folder: Path) -> None:
+    """Writes `base/` and `fusion.safetensors`, an adapter that names it."""
+    base = tiny_base()
+    base.save_pretrained(folder / "base", np.float32)
+    save_adapter(
+        folder / "fusion.safetensors", *tiny_fusion(),
+        base=str(folder / "base"), base_fingerprint=base.fingerprint,
+    )  # fmt: skip
 
 
 def photo(seed: int, side: int = PIXELS) -> np.ndarray:

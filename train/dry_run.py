@@ -13,7 +13,7 @@ from fusionjax.backend.targets import Target
 from fusionjax.embedded import base_source
 from fusionjax.models.abstract_base import STAND_IN, is_here
 from train.config import AdapterRun, RunConfig
-from train.objectives import Objective, check_devices, make_objective
+from train.objectives import Objective, check_run, make_objective
 from train.step import LESS_MEMORY, init_state, make_optimizer, make_step, shard_step
 
 
@@ -54,7 +54,7 @@ def dry_run(config: RunConfig, target: Target | None = None) -> StepNeeds:
     """
     devices = jax.devices() if target is None else target.devices
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    check_devices(config, devices)
+    check_run(config, devices)
     objective = make_objective(config, mesh, abstract=True)
     config.check_batch(mesh.size)
     _, params, needs = compile_step(config, objective, mesh)

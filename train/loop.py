@@ -18,7 +18,7 @@ from fusionjax.files import locked, make_folder
 from fusionjax.models.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.loggers import Logger, check_logger, start_logger
-from train.objectives import Objective, check_devices, make_objective
+from train.objectives import Objective, check_run, make_objective
 from train.processes import broadcast_text, on_first_process, stop_signal
 from train.resume import check_same_base, initial_params, is_continued, run_folder
 from train.step import init_state, make_optimizer, make_step, shard_step, split_by_batch
@@ -39,7 +39,7 @@ def run(config: RunConfig) -> Path:
             on.
     """
     # ---- Whether the devices can do it, where it is written, whether it goes on from there ----
-    check_devices(config, jax.devices())
+    check_run(config, jax.devices())
     check_logger(config.log_to)
     folder = run_folder(config)
     writes = jax.process_index() == 0

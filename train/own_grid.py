@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fusionjax.errors import UserError, shortened
-from fusionjax.evaluation.people import ENDINGS, read_prompts
+from fusionjax.evaluation.people import ENDINGS, photos_in, read_prompts
 from fusionjax.models.base import BaseModel
 from fusionjax.photos import prepare_photo
 from fusionjax.pixels import to_bytes, to_unit
@@ -32,7 +32,7 @@ class Own(NamedTuple):
     """
 
     prompts: list[str]
-    people: dict[str, list[Path]]
+    people: dict[str, tuple[Path, ...]]
 
 
 def read_own(config: ValidationConfig, most_photos: int) -> Own | None:
@@ -55,7 +55,7 @@ def read_own(config: ValidationConfig, most_photos: int) -> Own | None:
     if not folder.is_dir():
         raise UserError(f"{name} is no folder; name one with a folder of photos for each person")
     people = {
-        place.name: sorted(p for p in place.iterdir() if p.suffix.lower() in ENDINGS)[:most_photos]
+        place.name: photos_in(place)[:most_photos]
         for place in sorted(folder.iterdir())
         if place.is_dir()
     }

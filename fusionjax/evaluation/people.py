@@ -62,6 +62,11 @@ def shown_photo(subject: Subject, number: int) -> int:
     return number % (len(subject.photos) - 1)
 
 
+def photos_in(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that are photos by their names, in the order of these."""
+    return tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS))
+
+
 def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
     """Reads who is there.
 
@@ -77,7 +82,7 @@ def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
         raise UserError(f"people {shortened(str(folder), 200)!r} is no folder")
     subjects = []
     for place in sorted(path for path in folder.iterdir() if path.is_dir())[:most]:
-        photos = tuple(sorted(p for p in place.iterdir() if p.suffix.lower() in ENDINGS))
+        photos = photos_in(place)
         if len(photos) < 2:
             raise UserError(
                 f"{shortened(str(place), 200)} holds {len(photos)} photo{'s' * (len(photos) != 1)} "

@@ -85,8 +85,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> None:
     from sample.web.server import own_folder, serve
 
     job = options.job()
-    if job.fusion is not None and job.base is None and not options.trust:
-        check_base_of(job.fusion)
+    if not options.trust:
+        check_base_of(job)
     people = args.people.resolve() if args.people is not None else None
     if people is None and is_embedded(job):
         people = MINI_FACE.parent.resolve()
@@ -112,14 +112,7 @@ def _check(args: argparse.Namespace, options: Options) -> None:
     if args.people is not None and not args.people.is_dir():
         raise UserError(f"--people is {args.people}, which is no folder")
     models = {f.name for f in dataclasses.fields(Job) if f.metadata.get("group") == MODELS}
-    said = options.given.keys() - models - {"controlnet"}
-    said |= {
-        field.name
-        for field in dataclasses.fields(options)
-        if field.name not in {"given", *_OF_DEVICES}
-        and getattr(options, field.name) != field.default
-    }
-    if said:
+    if said := options.said() - models - {"controlnet"} - _OF_DEVICES:
         raise UserError(f"{flag_of(min(said))} is said on the page, not where it is started")
 
 

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from fusionjax.errors import UserError
-from fusionjax.files import file_and_face, full_disk_told
+from fusionjax.files import full_disk_told
 from sample.device import chosen
 from sample.formats import write_picture
-from sample.inputs import checksums
-from sample.job import BATCH_PER_DEVICE, Job, Person, even_batch
+from sample.inputs import checksums, file_of, pictures_of
+from sample.job import Job, Person, even_batch
 from sample.options import Options
 from sample.progress import Bar, duration
 from sample.sheet import share_map
@@ -128,7 +128,7 @@ class Painter:
     def __init__(
         self, options: Options, models: Job, folder: Path, people: Path | None, limits: Limits
     ) -> None:
-        self._options, self._bar = options, _Bar()
+        self._bar = _Bar()
         self.models, self.folder, self.people, self.limits = models, folder, people, limits
         devices = chosen(options.device) if options.device else None
         self._studio = Studio(models, options, self._bar, devices)
@@ -246,9 +246,8 @@ class Painter:
         folder = self.new_folder()
         sums, models = checksums(job), studio.pipe.fingerprints
         pictures, maps = [], []
-        batch = self._options.batch_size or BATCH_PER_DEVICE * studio.devices
         done = studio.generate(
-            requests, settings, even_batch(len(requests), batch),
+            requests, settings, even_batch(len(requests), studio.batch_size),
             attention_share=attention and bool(people), on_step_end=after_step,
         )  # fmt: skip
         for index, each in enumerate(done):
@@ -289,7 +288,4 @@ class Painter:
 
 
 def _files_of(job: Job) -> list[str]:
-    """The photos and pictures that a job names."""
-    faces = [file_and_face(face)[0] for person in job.people for face in person.faces]
-    others = [*(person.mask for person in job.people), job.image, job.mask_image, job.control_image]
-    return [*faces, *(file for file in others if file is not None)]
+    return [file_of(path) for path in pictures_of(job)]

@@ -1,14 +1,11 @@
 """A finished picture as a scene: what `python -m sample --scene` repeats, with all of its files."""
 
-import dataclasses
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from fusionjax.files import file_and_face, file_and_word, whole_file
-from sample.inputs import checksums, named
+from fusionjax.files import whole_file
+from sample.inputs import checksums, file_of, renamed
 from sample.job import Job
 
 SCENE = "scene.yaml"
@@ -24,30 +21,13 @@ def write_scene(path: Path, job: Job) -> None:
     import yaml
 
     sums = checksums(job)
-    names = _names({_file_of(name): digest for name, digest in sums.items()})
+    names = _names({file_of(name): digest for name, digest in sums.items()})
 
     def name(source: str) -> str:
-        file = _file_of(source)
+        file = file_of(source)
         return names[file] + source[len(file) :]
 
-    people = tuple(
-        dataclasses.replace(
-            person,
-            faces=tuple(map(name, person.faces)),
-            mask=person.mask and name(person.mask),
-        )
-        for person in job.people
-    )
-    files: dict[str, Any] = {
-        key: value and name(value)
-        for key in ("image", "mask_image", "control_image")
-        for value in [getattr(job, key)]
-    }
-    words = tuple(map(name, job.textual_inversion))
-    bare = dataclasses.replace(job, people=people, textual_inversion=words, **files)
-    values = bare.to_json(full=True)
-    models = named(job, sums)[0]  # with ~ for the user's home
-    values |= {key: models[key] for key in ("base", "fusion", "vae", "lora", "controlnet")}
+    values = renamed(job, name)
     values = {key: value for key, value in values.items() if value not in (None, [], {})}
     values["people"] = [
         {key: value for key, value in person.items() if value not in (None, [], "")}
@@ -58,12 +38,6 @@ def write_scene(path: Path, job: Job) -> None:
         archive.writestr(SCENE, text)
         for file, own in names.items():
             archive.write(file, own)
-
-
-def _file_of(source: str) -> str:
-    """The file that is meant by `photo.jpg#2` or `learnt.safetensors=word`."""
-    file = file_and_face(source)[0]
-    return file if os.path.isfile(file) else file_and_word(file)[0]
 
 
 def _names(files: Mapping[str, str]) -> dict[str, str]:

@@ -59,8 +59,8 @@ class Objective(Protocol):
         """The command to type after the run."""
 
 
-def check_devices(config: RunConfig, devices: Sequence[jax.Device]) -> None:
-    """Checks that devices can do what a run asks for, and that what it shall show is there.
+def check_run(config: RunConfig, devices: Sequence[jax.Device]) -> None:
+    """Checks that devices can do what a run asks for, and that what it is to show is there.
 
     Args:
         config: the run.
