@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ def run_command(body: Callable[[], int | None]) -> int:
         have, 130 after Ctrl-C.
     """
     quiet_threads()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports its every file there
     try:
         with full_disk_told():
             return body() or 0

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageOps
 from skimage import data
 
-from fusionjax.embedded import MINI_BASE
+from fusionjax.embedded import MINI_BASE, MINI_FUSION
 from fusionjax.errors import UserError
+from fusionjax.models.adapter import import_adapter
 from train.main import read_config
 from train.resume import is_continued
 
@@ -134,3 +135,9 @@ def test_a_train_py_of_ones_own_is_not_run(tmp_path):
     )
     assert "not this one" not in done.stdout
     assert "error: steps is 0" in done.stderr
+
+
+def test_reading_a_run_tells_nothing_of_its_files(tmp_path):
+    import_adapter(MINI_FUSION, tmp_path / "run")
+    done = run(["fusionjax", "export", "run", "a.safetensors"], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a.safetensors\n", "")

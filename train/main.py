@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import importlib.util
 import io
-import logging
 import os
 import sys
 import traceback
@@ -38,8 +37,6 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, or 2 after an error that the user can mend.
     """
-    # Orbax reports its every file there.
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
     def body() -> int:
         if "--version" in arguments:
