@@ -56,10 +56,13 @@ def run_requests(options: Options, within: Job, devices: Any = None) -> int:
         raise UserError(f"{options.requests} holds no requests")
     folder = options.written.folder
     folder.mkdir(parents=True, exist_ok=True)
-    log = _Results(folder / "results.jsonl")
-    todo = [row for row in rows if not log.is_done(row)]
+    index, count = options.shared
+    mine = rows[index - 1 :: count]
+    log = _Results(folder, f"results-{index}-of-{count}.jsonl" if count > 1 else "results.jsonl")
+    todo = [row for row in mine if not log.is_done(row)]
     bar = Bar(None if options.quiet else sys.stderr)
-    bar.say(f"{len(rows) - len(todo)} of {len(rows)} rows are done already")
+    share = f" of share {options.share}" if count > 1 else ""
+    bar.say(f"{len(mine) - len(todo)} of {len(mine)} rows{share} are done already")
     bad = 0
     # A model that cannot be loaded is nobody's row; where no row can be painted none is needed.
     studio = Studio(within, options, bar, devices) if any(row.job for row in todo) else None
@@ -114,7 +117,7 @@ def run_requests(options: Options, within: Job, devices: Any = None) -> int:
             # Few shapes of the rest, so that little is compiled for it.
             generate(settings, group, min(batch, 1 << (len(group) - 1).bit_length()))
     if bad:
-        print(f"{bad} of {len(rows)} rows failed", file=sys.stderr)
+        print(f"{bad} of {len(mine)} rows failed", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -156,27 +159,30 @@ def _generate_group(
 
 
 class _Results:
-    """`results.jsonl`: a line for each row that is done, written after its pictures."""
+    """`results.jsonl`: a line for each row that is done, written after its pictures.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        folder: of the images.
+        name: of the file that this process writes; the others' of the folder are read, so that
+            rows are known which another share, or all in one, has done.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
         self.written = 0  # lines of this run
-        self._path = path
-        self._lines: dict[str, dict[str, Any]] = {}
+        self._path = folder / name
+        others = [_lines_of(p) for p in folder.glob("results*.jsonl") if p != self._path]
+        self._lines = _lines_of(self._path)
+        self._known = [self._lines, *others]
         self._pending: dict[int, list[tuple[int, str, int]]] = {}
         self._expected: dict[int, int] = {}
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for line in text.splitlines():
-            try:
-                about = json.loads(line)
-                self._lines[about["id"]] = about
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off when the program was stopped: the row is painted again
-        if text and not text.endswith("\n"):
-            with path.open("a", encoding="utf-8") as file:
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
     def is_done(self, row: files.Row) -> bool:
-        about = self._lines.get(row.name, {})
+        return any(self._says_done(lines.get(row.name, {}), row) for lines in self._known)
+
+    def _says_done(self, about: dict[str, Any], row: files.Row) -> bool:
         return (
             about.get("request") == row.digest
             and "pictures" in about
@@ -209,3 +215,16 @@ class _Results:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(about, ensure_ascii=False) + "\n")
+
+
+def _lines_of(path: Path) -> dict[str, dict[str, Any]]:
+    """The last line of each row in a file of results, by the row's id; none if there is no file."""
+    lines: dict[str, dict[str, Any]] = {}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            about = json.loads(line)
+            lines[about["id"]] = about
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off when the program was stopped: the row is painted again
+    return lines

@@ -69,6 +69,8 @@ def run(options: Options) -> int:
     if options.requests is not None:
         return run_requests(options, job, devices)
     check_control(options, job)
+    if "strength" in options.given and job.image is None:
+        raise UserError("--strength is given without --image, and would do nothing")
     if within is None:
         job = with_embedded_face(job, options.given)
     job = completed(job)

@@ -369,6 +369,33 @@ def test_requests_paint_all_but_the_bad_row_and_resume(sample, world, tmp_path, 
     assert len(list(out.glob("*.png"))) == 20
 
 
+def test_requests_are_shared_out(sample, world, capsys):
+    """By machines that write to one folder; what another has done is known, in shares or in all."""
+    rows = [{"prompt": f"picture {i}", "seed": i, "faces": ["ann.png"]} for i in range(5)]
+    requests = world / "shared.jsonl"
+    requests.write_text("\n".join(map(json.dumps, rows)))
+    words = ("--requests", requests, "--batch-size", 4)
+    out = sample(*words, "--share", "2/2")
+    assert sorted(path.name for path in out.glob("*.png")) == ["row0002_000.png", "row0004_000.png"]
+    capsys.readouterr()
+    sample(*words, "--share", "1/2")
+    names = [f"row{i:04d}_000.png" for i in range(1, 6)]
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert sorted(before) == names
+    assert [path.name for path in sorted(out.glob("results*"))] == [
+        "results-1-of-2.jsonl",
+        "results-2-of-2.jsonl",
+    ]
+    for share in ((), ("--share", "3/4")):
+        sample(*words, *share)
+        assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")} == before
+
+    def painted(words):
+        return sample(*words, output=out.parent / "alone") / "row0003_000.png"
+
+    assert np.abs(pixels(painted(words)) - pixels(out / "row0003_000.png")).max() <= 1
+
+
 def test_no_row_stops_the_others(sample, world, monkeypatch, capsys):
     """Rows whose values no check expects, and a batch that fails while it is painted."""
     rows = [
@@ -572,6 +599,12 @@ def test_a_repeated_picture_needs_the_same_models(world, tmp_path, capsys):
         (["--control-image", "{world}/ann.png"], "control_image is given without controlnet"),
         (["--mask-blur", "4"], "mask_blur is given without mask_image"),
         (["--image", "{world}/ann.png", "--mask-blur", "4"], "mask_blur is given without mask"),
+        (["--strength", "0.3"], "--strength is given without --image, and would do nothing"),
+        (["--share", "1/2"], "--share goes with --requests, whose rows it shares out"),
+        (
+            ["--requests", "{world}/wall.png", "--share", "3/2"],
+            "--share '3/2' is not I/N with 1 ≤ I ≤ N, such as 3/16",
+        ),
         (["--upscale-strength", "0.3"], "upscale_strength is given without upscale"),
         (["--face-detail-strength", "0.3"], "face_detail_strength is given without face_detail"),
         (["--output", "ann.gif"], "--output is ann.gif, and .gif is not written here"),

@@ -42,6 +42,7 @@ CANNOT = [
     ("docs/evaluation.md", "", "needs the recognisers' and CLIP's weights, and people with photos"),
     ("docs/figures.md", "", "draws for minutes; tests/test_figures.py"),
     ("docs/index.md", "pip install -e .", "is what .ci/run does"),
+    ("docs/launch/README.md", "srun", "is SLURM's; tests/test_sample.py runs shares"),
     ("docs/method.md", "", "trains for hours"),
     ("docs/models.md", "pipe.load_lora_weights", "needs two LoRAs; tests/test_pipeline_loras.py"),
     ("docs/tutorials/tpu-pod.md", "fusionjax train sd15_tpu_v5e", "needs the TPU's compiler"),
