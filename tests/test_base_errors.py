@@ -227,7 +227,6 @@ KINDS = {
         f"{UNET}time_embed.0.bias": (4,),
         "cond_stage_model.model.ln_final.bias": (4,),
     },
-    "inpainting": {f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)},
     "InstructPix2Pix": {f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)},
     "a LoRA (give it as lora": {"lora_unet_mid_block_x.lora_down.weight": (4, 4)},
     "an SDXL LoRA": {"lora_te2_text_model_x.lora_down.weight": (4, 4)},
@@ -257,11 +256,11 @@ def test_other_kinds_of_folders_are_recognised(folder, good_folder):
     changed = {**config, "addition_embed_type": "text_time"}
     (folder / "unet" / "config.json").write_text(json.dumps(changed))
     refused(folder, "describes an SDXL UNet")
-    (folder / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 5}))
     state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    state["conv_in.weight"] = np.zeros((32, 9, 3, 3), np.float32)
+    state["conv_in.weight"] = np.zeros((32, 5, 3, 3), np.float32)
     save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors")
-    refused(folder, "seems to be an inpainting model: its UNet takes 9 channels")
+    refused(folder, "seems to be a model for something else: its UNet takes 5 channels")
     assert kind_of({"something": (3,)}) is None
     lonely = folder / "lonely.safetensors"
     save_file(tensors(something=(3,)), lonely)

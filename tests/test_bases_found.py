@@ -211,16 +211,3 @@ def test_a_tokenizer_of_transformers_5(tmp_path):
         with pytest.raises(UserError, match=words) as error:
             load_tokenizer(tmp_path)
         assert "\n" not in str(error.value)
-
-
-def test_inpainting_bases_are_refused_in_a_line(folder, state, single):
-    path = folder / "unet" / f"{UNET}.safetensors"
-    weights = load_file(path)
-    weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"]] * 3, 1)[:, :9].contiguous()
-    save_file(weights, path)
-    config = folder / "unet" / "config.json"
-    config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 9'))
-    refused(folder, "seems to be an inpainting model: its UNet takes 9 channels")
-    first = "model.diffusion_model.input_blocks.0.0.weight"
-    save_file(state | {first: weights["conv_in.weight"]}, single)
-    refused(single, r"an inpainting checkpoint \(its UNet has 9 input channels\)")

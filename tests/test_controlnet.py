@@ -108,6 +108,11 @@ def test_a_controlnet_for_another_base_is_refused(network):
     coarse = network.module.clone(conditioning_embedding_out_channels=(8, 8, 16))
     with pytest.raises(UserError, match="its pixels per latent is 4, the base's 8"):
         FusionPipeline(tiny.tiny_base(), controlnet=ControlNet(coarse, network.params))
+    nine = ControlNet(network.module.clone(in_channels=9), network.params)
+    with pytest.raises(UserError, match="its in_channels is 9, the base's 4"):
+        FusionPipeline(tiny.tiny_base(), controlnet=nine)
+    inpaints = tiny.tiny_base().unet.clone(in_channels=9)
+    network.check_fits(inpaints, 8)  # it reads the latents alone
 
 
 def test_what_is_no_controlnet_is_refused(folder, tmp_path):

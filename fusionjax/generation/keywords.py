@@ -72,7 +72,7 @@ def read_call(
     people = people_of_each(identities, face_strength, masks, len(texts), size)
     if latents is not None:
         latents = numbers(latents, "latents")
-        expected = (count, *model.grid(height, width), model.base.unet.in_channels)
+        expected = (count, *model.grid(height, width), model.base.latent_channels)
         if latents.shape != expected:
             raise UserError(f"latents have shape {latents.shape}; they must be {expected}")
         if not np.isfinite(latents).all():

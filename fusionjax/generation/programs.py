@@ -9,7 +9,7 @@ Legend: as in `scene.py`; n heads.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +42,8 @@ class Conditions(NamedTuple):
         layer_strength: log of the factor of each layer, [b] by layer.
         known: latents of the images to start from, [b, h, w, c], and
         keep: where they stay, [b, h, w, 1].
+        beside: what a base that was trained to inpaint reads beside the latents: 1 where it shall
+            paint, and the latents of what is known elsewhere, [b, h, w, e], e = 1 + c.
         empty: text states of the empty prompt, [1, t, d] (`matched`).
         control_text: text states of both prompts, which a ControlNet reads itself.
         control_image: its input, [b, H, W, 3], and
@@ -59,6 +61,7 @@ class Conditions(NamedTuple):
     layer_strength: dict[str, Leaf] | None = None
     known: Float[Leaf, "b h w c"] | None = None
     keep: Float[Leaf, "b h w 1"] | None = None
+    beside: Float[Leaf, "b h w e"] | None = None
     empty: Float[Leaf, "1 t d"] | None = None
     rescale: Float[Leaf, " b"] | None = None
     control_text: tuple[Leaf, Leaf] | None = None
@@ -81,7 +84,8 @@ def encode_latents(
     if model.fusion.options.reference != "clean":
         return {}
     empty: Any = model.base.encode_text(params["base"], empty_ids)
-    states = model.fusion.reference_states(params["base"]["unet"], latents[None], empty)
+    seen = _seen(model, latents, latents)
+    states = model.fusion.reference_states(params["base"]["unet"], seen[None], empty)
     return {layer: h[0].astype(jnp.bfloat16) for layer, h in states.items()}
 
 
@@ -105,7 +109,7 @@ def condition(
     base, b = model.base, scene.ids.shape[0]
     text = text_states(base, params["base"], scene, clip_skip=clip_skip)
     tokens = model.fusion.text_tokens(params["base"]["unet"], text)
-    noise = jax.vmap(lambda seed: _normal(seed, 0, (*grid, base.unet.in_channels)))(scene.seeds)
+    noise = jax.vmap(lambda seed: _normal(seed, 0, (*grid, base.latent_channels)))(scene.seeds)
     if scene.latents is not None and scene.is_given is not None:
         noise = jnp.where(scene.is_given[:, None, None, None], scene.latents, noise)
     latents = scene.levels[0, 1] * noise
@@ -120,11 +124,13 @@ def condition(
         control_image=scene.control_image,
         control_scale=scene.control_scale,
     )
+
+    def encode(image: Array) -> Array:
+        return base.encode_image(params["base"], image[None])[0]
+
+    if base.is_inpainting:
+        conditions = conditions._replace(beside=_beside(model, scene, grid, encode))
     if scene.image is not None:
-
-        def encode(image: Array) -> Array:
-            return base.encode_image(params["base"], image[None])[0]
-
         known = jax.lax.map(encode, scene.image)  # one at a time, as they are decoded
         latents = latents + scene.levels[0, 0] * known
         conditions = conditions._replace(known=known)
@@ -166,6 +172,7 @@ def denoise(
 
         def answers(latents: Array, timesteps: Array) -> Array:
             residuals = _residuals(model, params, conditions, latents, timesteps)
+            latents = _with_beside(latents, conditions, g)
             return model.fusion(
                 params["base"]["unet"], latents, timesteps, text, faces, **residuals
             )
@@ -189,7 +196,8 @@ def denoise(
         jax.tree.map(lambda column: column[0], rows),
         span=(span[0, 0], span[0, 1]),
         noise=noise,
-        settle=None if conditions.known is None else keep,
+        # One that was trained to inpaint keeps what it shall by itself.
+        settle=None if conditions.known is None or conditions.beside is not None else keep,
     )
 
 
@@ -213,7 +221,7 @@ def attention_share(
     assert faces is not None
     shares = model.fusion.attention_share(
         params["base"]["unet"],
-        carry.latents * row.input_scale,
+        _with_beside(carry.latents * row.input_scale, conditions, 1),
         timesteps,
         conditions.positive,
         faces,
@@ -251,6 +259,40 @@ def decode(
         return levels, jnp.isfinite(image).all()
 
     return jax.lax.map(one, latents)
+
+
+def _beside(
+    model: Model, scene: Scene, grid: tuple[int, int], encode: Callable[[Array], Array]
+) -> Float[Array, "b h w e"]:
+    """The mask, and what is known: as diffusers' `StableDiffusionInpaintPipeline` gives both."""
+    b, factor = scene.ids.shape[0], model.base.vae_scale_factor
+    if scene.masked_image is None or scene.keep is None:  # all is to be painted
+        nothing = encode(jnp.zeros((grid[0] * factor, grid[1] * factor, 3)))
+        mask = jnp.ones((*grid, 1), nothing.dtype)
+        beside = jnp.concatenate([mask, nothing], -1)
+        return jnp.broadcast_to(beside, (b, *beside.shape))
+    known = jax.lax.map(encode, scene.masked_image)
+    mask = (scene.keep <= 0.5).astype(known.dtype)
+    return jnp.concatenate([mask, known], -1)
+
+
+def _with_beside(
+    latents: Float[Array, "gb h w c"], conditions: Conditions, branches: int
+) -> Float[Array, "gb h w d"]:
+    """What the UNet reads, for all branches: the latents, and beside them what there is."""
+    if conditions.beside is None:
+        return latents
+    return jnp.concatenate([latents, for_branches(conditions.beside, branches)], -1)
+
+
+def _seen(
+    model: Model, latents: Float[Array, "*r h w c"], clean: Float[Array, "*r h w c"]
+) -> Float[Array, "*r h w d"]:
+    """What the UNet reads of photos: to one that inpaints a photo is an image that is all known."""
+    if not model.base.is_inpainting:
+        return latents
+    nowhere = jnp.zeros((*latents.shape[:-1], 1), latents.dtype)
+    return jnp.concatenate([latents, nowhere, clean], -1)
 
 
 def _with_people(
@@ -313,7 +355,10 @@ def _matched_tokens(
     noise = jax.random.normal(jax.random.key(0), photos.shape[1:])
     noised = jnp.sqrt(a) * photos + jnp.sqrt(1 - a) * noise[None]
     states = model.fusion.reference_states(
-        params["base"]["unet"], noised, conditions.empty, timesteps[: len(photos)]
+        params["base"]["unet"],
+        _seen(model, noised, photos),
+        conditions.empty,
+        timesteps[: len(photos)],
     )
     return model.fusion.face_tokens(params["fusion"], states)
 

@@ -255,13 +255,13 @@ def check_person(person: Identity, model: Model, name: str) -> None:
         _check_states(person, model, name)
         return
     grid = model.grid(model.photo_side, model.photo_side)
-    is_alike = len(person) and person.latents.shape[1:] == (*grid, model.base.unet.in_channels)
+    is_alike = len(person) and person.latents.shape[1:] == (*grid, model.base.latent_channels)
     person.check_fits(person.base_fingerprint if is_alike else here, reference, name)
 
 
 def _check_states(person: Identity, model: Model, name: str) -> None:
     """An identity file of the right base may still lack something."""
-    if person.latents.shape[-1] != model.base.unet.in_channels or not len(person):
+    if person.latents.shape[-1] != model.base.latent_channels or not len(person):
         raise UserError(f"{name} has latents of shape {person.latents.shape}; encode it again")
     if model.fusion.options.reference != "clean":
         return

@@ -62,6 +62,8 @@ class Scene(NamedTuple):
         is_given: whose, [b]; or None both.
         image: images to start from, [b, H, W, 3] in [-1, 1], or None.
         keep: with them: 1 where the image stays, [b, h, w, 1].
+        masked_image: of a base that was trained to inpaint, them without what is to be painted,
+            [b, H, W, 3]; None without an image.
         control_image: the ControlNet's input, [b, H, W, 3] in [0, 1], or None.
         control_scale: a factor on its answer, [b], or None.
         weights: of the prompts' tokens, [b, t], and
@@ -83,6 +85,7 @@ class Scene(NamedTuple):
     is_given: Leaf | None = None
     image: Float[Leaf, "b H W 3"] | None = None
     keep: Float[Leaf, "b h w 1"] | None = None
+    masked_image: Float[Leaf, "b H W 3"] | None = None
     control_image: Float[Leaf, "b H W 3"] | None = None
     control_scale: Float[Leaf, " b"] | None = None
     weights: Float[Leaf, "b t"] | None = None
@@ -127,7 +130,7 @@ def make_scene(requests: Sequence[Request], settings: Settings, plan: Plan, mode
         rescale = np.array([request.guidance_rescale for request in requests], np.float32)
         scene = scene._replace(rescale=rescale)
     if any(request.latents is not None for request in requests):
-        shape = (*grid, base.unet.in_channels)
+        shape = (*grid, base.latent_channels)
         given = [
             np.zeros(shape) if request.latents is None else request.latents for request in requests
         ]
@@ -140,6 +143,8 @@ def make_scene(requests: Sequence[Request], settings: Settings, plan: Plan, mode
             image=np.stack(images).astype(np.float32),
             keep=np.stack([_kept(request.mask_image, grid) for request in requests]),
         )
+        if base.is_inpainting:
+            scene = scene._replace(masked_image=np.stack([_masked(r) for r in requests]))
     if images := [r.control_image for r in requests if r.control_image is not None]:
         scales = [request.controlnet_conditioning_scale for request in requests]
         scene = scene._replace(
@@ -233,6 +238,13 @@ def _same_people(one: Request, other: Request) -> bool:
         a.states is b.states and a.latents is b.latents
         for a, b in zip(one.identities, other.identities, strict=True)
     )
+
+
+def _masked(request: Request) -> Float[np.ndarray, "H W 3"]:
+    """The image in [-1, 1], grey wherever half or more of it is to be painted."""
+    assert request.image is not None
+    stays = 0.0 if request.mask_image is None else request.mask_image[..., None] < 0.5
+    return (request.image * stays).astype(np.float32)
 
 
 def _kept(mask: np.ndarray | None, grid: tuple[int, int]) -> Float[np.ndarray, "h w 1"]:

@@ -51,8 +51,6 @@ def kind_of(tensors: Shapes) -> str | None:
         if any(re.search(pattern, name) for name in tensors):
             return kind
     conv_in = next((tensors[name] for name in _CONV_IN if name in tensors), None)
-    if conv_in is not None and len(conv_in) == 4 and conv_in[1] == 9:
-        return "an inpainting checkpoint (its UNet has 9 input channels), which is not supported"
     if conv_in is not None and len(conv_in) == 4 and conv_in[1] == 8 and conv_in[0] >= 320:
         return "an InstructPix2Pix checkpoint (8 input channels), which is not supported"
     if any(_CROSS.search(name) and shape[-1] == 1024 for name, shape in tensors.items() if shape):

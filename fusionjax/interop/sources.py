@@ -82,13 +82,15 @@ def open_base(
         parts = open_single(path, dtype, replaced, files)
     unet, text = parts["unet"].module, parts["text_encoder"].module
     latents = parts["vae"].module.latent_channels
-    if not unet.in_channels == unet.out_channels == latents:
-        what = {9: "an inpainting model", 8: "an InstructPix2Pix model"}.get(
+    inpainting = 2 * latents + 1  # where to paint, and the latents of what is known
+    if unet.in_channels not in (latents, inpainting) or unet.out_channels != latents:
+        what = {8: "an InstructPix2Pix model"}.get(
             unet.in_channels, "a model for something else" if vae is None else "for another VAE"
         )
         raise UserError(
             f"{source} seems to be {what}: its UNet takes {unet.in_channels} channels and gives "
-            f"{unet.out_channels}, the VAE has {latents}; only text-to-image models load"
+            f"{unet.out_channels}, the VAE has {latents}; only text-to-image and inpainting models "
+            "load"
         )
     if unet.cross_attention_dim != text.config.hidden_size:
         raise UserError(

@@ -269,6 +269,9 @@ class Fusion:
         self, latent: torch.Tensor, text: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         self.captured = {}
+        if self.unet.config.in_channels == 2 * latent.shape[1] + 1:  # an inpainting base
+            nowhere = torch.zeros_like(latent[:, :1])  # is to be painted: all of it is known
+            latent = torch.cat([latent, nowhere, latent], 1)
         try:
             self.unet(latent, 0, encoder_hidden_states=text)
             return {name: x.to(torch.bfloat16).cpu() for name, x in self.captured.items()}

@@ -179,6 +179,16 @@ class BaseModel:
         return self.fingerprint if text is None else f"{self.fingerprint}+{text}"
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of the VAE's latents."""
+        return int(self.vae.latent_channels)
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet also reads where to paint, and what is known of the image elsewhere."""
+        return bool(self.unet.in_channels == 2 * self.latent_channels + 1)
+
+    @property
     def picture_side(self) -> int:
         """Side of the square pictures that the model was trained on, in pixels."""
         return int(self.unet.sample_size * self.vae_scale_factor)

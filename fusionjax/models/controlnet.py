@@ -130,9 +130,11 @@ class ControlNet:
             scale: image pixels per latent along one side.
         """
         own_scale = 2 ** (len(self.module.conditioning_embedding_out_channels) - 1)
-        pairs = {"pixels per latent": (own_scale, scale)}
+        pairs = {
+            "pixels per latent": (own_scale, scale),
+            "in_channels": (self.module.in_channels, unet.out_channels),  # of the latents alone
+        }
         for name in (
-            "in_channels",
             "block_out_channels",
             "layers_per_block",
             "cross_attention_dim",

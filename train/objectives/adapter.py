@@ -23,6 +23,7 @@ from fusionjax.data.cache import made_from
 from fusionjax.diffusion.noise_schedule import add_noise, min_snr_weight, random_timesteps, target
 from fusionjax.diffusion.samplers import plan
 from fusionjax.embedded import MINI, base_source
+from fusionjax.errors import UserError
 from fusionjax.generation.model import Model
 from fusionjax.generation.scene import People
 from fusionjax.interop.adapter_file import save_adapter
@@ -65,6 +66,11 @@ class AdapterObjective:
             if abstract
             else _on_host(BaseModel.from_pretrained(source, dtype=self._dtype))
         )
+        if self.base.is_inpainting:
+            raise UserError(
+                f"{config.base} is an inpainting model; train on the base that it was made of, "
+                "whose adapters it can use"
+            )
         attention = config.attention or default_implementation(
             config.precision, list(mesh.devices.flat)
         )
