@@ -11,7 +11,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,14 @@ from fusionjax.errors import UserError, shortened, told
 _UNFINISHED = ".new"
 _POINT = r"\d{1,5},\d{1,5}"  # column and row
 _ABANDONED_SECONDS = 3600
+
+
+def has_ending(path: Path, endings: Container[str]) -> bool:
+    """Whether a file's name ends so, in small letters or large.
+
+    Names that begin with a dot never do: a Mac puts `._ann.jpg` beside each `ann.jpg`.
+    """
+    return path.suffix.lower() in endings and not path.name.startswith(".")
 
 
 @contextlib.contextmanager

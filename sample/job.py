@@ -14,7 +14,7 @@ from typing import Any, get_origin
 
 from fusionjax.data.picture import ENDINGS
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import file_and_face, file_and_word
+from fusionjax.files import file_and_face, file_and_word, has_ending
 from fusionjax.interop.lora_source import located
 from fusionjax.options import (
     CROPS,
@@ -302,16 +302,11 @@ def _existing_photos(path: str, folder: Path | None) -> list[str]:
             "command line (--face), or save the photo"
         )
     if (place := _located(path, folder)).is_dir():
-        found = sorted(p for p in place.iterdir() if _is_photo(p))
+        found = sorted(p for p in place.iterdir() if has_ending(p, ENDINGS) and p.is_file())
         if not found:
             raise UserError(f"{path} is a folder without photos ({', '.join(ENDINGS)})")
         return [str(photo.absolute()) for photo in found]
     return [_existing_photo(path, folder)]
-
-
-def _is_photo(path: Path) -> bool:
-    # What begins with a dot, a Mac has put beside the photos.
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 def _existing_photo(path: str, folder: Path | None) -> str:

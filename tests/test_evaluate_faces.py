@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTokenizer, FlaxCLIPModel
 from transformers.models.clip.configuration_clip import CLIPConfig
 
+from fusionjax.data.sources import parts_of
 from fusionjax.errors import UserError
 from fusionjax.evaluation import faces, faces_report, faces_suite
 from fusionjax.evaluation.__main__ import main
@@ -18,7 +19,13 @@ from fusionjax.evaluation.bounds import COPY, STRANGER, TRUTH
 from fusionjax.evaluation.clip_score import clip_score
 from fusionjax.evaluation.faces_suite import FacesSuite
 from fusionjax.evaluation.judges import SFACE, Judges
-from fusionjax.evaluation.people import place_of, read_people, read_prompts
+from fusionjax.evaluation.people import (
+    extra_files,
+    photos_in,
+    place_of,
+    read_people,
+    read_prompts,
+)
 from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 from tests.people_folder import PHOTOS
@@ -134,6 +141,16 @@ def test_a_true_photo_is_not_compared_with_itself(people, prompts, tmp_path):
         assert floor["distance"].min() > 0.01
         assert "| m (mine) | 4 | 0 | 4 |" in (tmp_path / "table.md").read_text()
     assert results.summary(TRUTH, "copied") is None
+
+
+def test_what_a_mac_puts_beside_photos_is_none(tmp_path):
+    for name in ("ann/1.png", "ann/._1.png", "ann/2.JPG", "ann/._2.JPG", "m/ann/._0001.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in photos_in(tmp_path / "ann")] == ["1.png", "2.JPG"]
+    assert extra_files(tmp_path / "m", [], 0) == 0
+    found = [name for part in parts_of([tmp_path]) for name in part.names]
+    assert sorted(found) == ["ann/1.png", "ann/2.JPG"]
 
 
 def test_formulae():

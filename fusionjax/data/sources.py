@@ -37,7 +37,7 @@ from fusionjax.data.picture import (
 )
 from fusionjax.data.tar_shards import read_tar
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import read_whole
+from fusionjax.files import has_ending, read_whole
 
 PART = 500  # rows of a table that are one part; of a folder about so many pictures are
 _TABLES = (".jsonl", ".csv", ".json", ".parquet", ".arrow")
@@ -151,7 +151,7 @@ def _folders(folder: Path, names: list[str], *, by_person: bool) -> Iterator[Par
 
 
 def _pictures_in(folder: Path) -> Iterator[str]:
-    return (path.name for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    return (path.name for path in folder.iterdir() if has_ending(path, ENDINGS))
 
 
 def read_part(part: Part) -> Iterator[Picture | Unread]:

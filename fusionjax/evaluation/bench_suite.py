@@ -26,6 +26,7 @@ from fusionjax.evaluation.painting import Progress, at_stage
 from fusionjax.evaluation.people import ENDINGS, is_bench
 from fusionjax.evaluation.recognisers import open_judges
 from fusionjax.evaluation.scores import Ask, Asked, Scores, score
+from fusionjax.files import has_ending
 from fusionjax.photos import read_photo
 
 ORIGINAL = "the true picture, ori (floor)"
@@ -258,7 +259,7 @@ def _extra(folder: Path, known: Sequence[_Known]) -> int:
     return sum(
         1
         for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS
+        if has_ending(path, ENDINGS)
         and path not in looked_for
         and not path.stem.startswith(("ref_", "ori"))
     )

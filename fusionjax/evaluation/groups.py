@@ -19,6 +19,7 @@ from PIL import Image
 from fusionjax.errors import UserError, shortened, told
 from fusionjax.evaluation.people import ENDINGS, Subject, check_no_bench, find, place_of
 from fusionjax.face_detection import detect
+from fusionjax.files import has_ending
 from fusionjax.generation.request import box_mask
 from fusionjax.photos import face_square, read_photo
 
@@ -144,7 +145,7 @@ def check_method(name: str, folder: Path, groups: Sequence[Group], prompts: int)
         return
     check_no_bench(name, folder)
     size = len(groups[0].people)
-    numbered = (p for p in sorted(folder.glob("*/*")) if p.suffix.lower() in ENDINGS)
+    numbered = (p for p in sorted(folder.glob("*/*")) if has_ending(p, ENDINGS))
     there = next((path.parent.name for path in numbered), None)
     holds = "no picture that is looked for"
     if there is not None:

@@ -24,7 +24,7 @@ from typing import Any
 from fusionjax.errors import UserError, shortened
 from fusionjax.evaluation.groups import Group, side_by_side
 from fusionjax.evaluation.people import ENDINGS, case_of, find, shown_photo
-from fusionjax.files import whole_folder
+from fusionjax.files import has_ending, whole_folder
 from fusionjax.photos import read_photo
 from fusionjax.schema import read_json
 
@@ -92,7 +92,7 @@ def _pictures(folder: Path, stem: str) -> list[Path]:
     found = [
         path
         for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.suffix.lower() in ENDINGS and re.fullmatch(stem, path.stem)
+        if has_ending(path, ENDINGS) and re.fullmatch(stem, path.stem)
     ]
     return sorted(found, key=lambda path: (int("".join(re.findall(r"\d", path.stem)) or -1), path))
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fusionjax.embedded import ASSETS
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import read_whole
+from fusionjax.files import has_ending, read_whole
 from fusionjax.photos import read_photo
 
 PROMPTS = ASSETS / "prompts.txt"
@@ -64,7 +64,7 @@ def shown_photo(subject: Subject, number: int) -> int:
 
 def photos_in(folder: Path) -> tuple[Path, ...]:
     """The files of a folder that are photos by their names, in the order of these."""
-    return tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS))
+    return tuple(sorted(path for path in folder.iterdir() if has_ending(path, ENDINGS)))
 
 
 def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
@@ -159,7 +159,7 @@ def find(method: Path, subject: Shown, number: int) -> Path | None:
 def extra_files(method: Path, subjects: Sequence[Shown], prompts: int) -> int:
     """How many pictures in a method's folder are not looked for."""
     wanted = {find(method, subject, number) for subject in subjects for number in range(prompts)}
-    pictures = {path for path in method.rglob("*") if path.suffix.lower() in ENDINGS}
+    pictures = {path for path in method.rglob("*") if has_ending(path, ENDINGS)}
     return sum(1 for path in pictures - wanted if not _is_input(path))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fusionjax.data.picture import ENDINGS
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import file_and_face
+from fusionjax.files import file_and_face, has_ending
 from fusionjax.options import MODELS, current_name
 from fusionjax.photos import read_photo
 from sample.job import Job
@@ -40,8 +40,7 @@ def saved_people(folder: Path | None) -> dict[str, Path]:
         return {}
     inside, people = folder.resolve(), {}
     for path in sorted(folder.iterdir()):
-        kind = path.suffix.lower()
-        if kind not in (*ENDINGS, ".safetensors") or path.name.startswith("."):
+        if not has_ending(path, (*ENDINGS, ".safetensors")):
             continue
         if path.is_file() and path.resolve().parent == inside and path.stem not in people:
             people[path.stem] = path.absolute()
