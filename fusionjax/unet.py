@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from fusionjax import attention as fused
 from fusionjax import masks as masking
 from fusionjax.backend import flax_unet
+from fusionjax.backend.flax_apply import applied
 from fusionjax.backend.flax_classes import FlaxAttention, FlaxUNet2DConditionModel
 from fusionjax.backend.flax_unet import Params, split_heads
 from fusionjax.errors import UserError
@@ -340,8 +341,9 @@ class FusionUNet:
 
         def apply(unet_params: Params, latents: Array) -> Array:
             with nn.intercept_methods(intercept), nn.intercept_methods(convolutions):
-                sample = self.unet.apply(
-                    {"params": unet_params},
+                sample = applied(
+                    self.unet,
+                    unet_params,
                     jnp.moveaxis(latents, -1, 1).astype(self.unet.dtype),
                     timesteps,
                     text,

@@ -95,8 +95,9 @@ def dry_run(
         xla = compiler_options(devices[0])
         _, needs[program] = compile_for(traced, count, devices[0], program, _REMEDY, xla)
         if chosen is not None:
+            at_once = 1 if program == "decode" else images
             check_fits(
-                needs[program], chosen.chip, program, _REMEDY, images=images, resident=weights
+                needs[program], chosen.chip, program, _REMEDY, images=at_once, resident=weights
             )
     in_16_bits = jnp.dtype(dtype).itemsize == 2
     stands = [] if is_here(base_source(source)) else [f"{source} is {STAND_IN}", ""]
@@ -110,7 +111,9 @@ def dry_run(
     ]
     if chosen is not None:
         rows = len(plan(pipe.base.schedule, job.scheduler, job.num_inference_steps))
-        told = to_expect(needs, chosen.chip, rows=rows, photos=photos, in_16_bits=in_16_bits)
+        told = to_expect(
+            needs, chosen.chip, rows=rows, images=images, photos=photos, in_16_bits=in_16_bits
+        )
         lines += ["", told]
     return "\n".join(lines)
 
@@ -136,7 +139,13 @@ def text_length(job: Job, base: BaseModel, source: str) -> int | None:
 
 
 def to_expect(
-    needs: dict[str, Needs], chip: Chip, *, rows: int, photos: int, in_16_bits: bool
+    needs: dict[str, Needs],
+    chip: Chip,
+    *,
+    rows: int,
+    photos: int,
+    in_16_bits: bool,
+    images: int = 1,
 ) -> str:
     """The seconds of all pictures, and of the person if there is one, and what they rest on.
 
@@ -146,11 +155,12 @@ def to_expect(
         rows: passes of the UNet.
         photos: of the person.
         in_16_bits: whether it computes so.
+        images: on each device; they are decoded one after the other.
     """
     seconds = {
         program: need.seconds(chip, in_16_bits=in_16_bits) for program, need in needs.items()
     }
-    one_batch = seconds["text and faces"] + rows * seconds["a step"] + seconds["decode"]
+    one_batch = seconds["text and faces"] + rows * seconds["a step"] + images * seconds["decode"]
     once = f", and {photos * seconds['encode a photo']:.2f} s once for the person" if photos else ""
     rate = chip.rate_16 if in_16_bits else chip.rate_32
     return (

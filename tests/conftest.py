@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 # Before jax is imported: tests that shard need devices, and all share compiled programs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -51,6 +52,37 @@ def pytest_sessionstart(session):
 @pytest.fixture(autouse=True, scope="session")
 def _strict_jax():
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # The first compilation says where all are kept, whatever folder a test names later.
+    jax.jit(lambda x: x + 1)(1.0)
+
+
+@pytest.fixture(scope="session")
+def _from_pretrained_once():
+    from fusionjax.models.adapter import adapter_base
+    from fusionjax.pipeline import FusionPipeline
+
+    load, kept = FusionPipeline.from_pretrained, {}
+
+    def state(source):
+        files = sorted(Path(source).rglob("*")) if Path(source).is_dir() else [Path(source)]
+        return [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+
+    def from_pretrained(base, fusion, **options):
+        base = base or (adapter_base(fusion) if fusion else None)
+        key = repr((options, [state(s) for s in (base, fusion) if s and Path(s).exists()]))
+        if key not in kept:
+            kept[key] = load(base, fusion, **options)
+        return kept[key]
+
+    return from_pretrained
+
+
+@pytest.fixture
+def loaded_once(monkeypatch, _from_pretrained_once):
+    """Keeps what the commands of a test load and compile for the next, while the files stay."""
+    from fusionjax.pipeline import FusionPipeline
+
+    monkeypatch.setattr(FusionPipeline, "from_pretrained", _from_pretrained_once)
 
 
 @pytest.fixture(scope="session")

@@ -90,9 +90,7 @@ def test_the_pipeline_follows_the_control_image(network):
     with_control = pipe("a garden", **options).latents
     other_image = pipe("a garden", **{**options, "control_image": tiny.photo(2)}).latents
     without = pipe("a garden", **options, controlnet_conditioning_scale=0.0).latents
-    plain = FusionPipeline(
-        tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1]
-    )("a garden", num_inference_steps=2).latents  # fmt: skip
+    plain = tiny.tiny_pipe()("a garden", num_inference_steps=2).latents
     assert np.abs(with_control - other_image).max() > 1e-2
     np.testing.assert_allclose(without, plain, atol=1e-3 * np.abs(plain).max())
     with pytest.raises(UserError, match="a ControlNet is loaded, but no control image is given"):

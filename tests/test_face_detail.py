@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +12,6 @@ from fusionjax.generation.face_detail import find_places, soft_square, with_deta
 from fusionjax.generation.generate import Generated
 from fusionjax.generation.request import FaceDetail, Request
 from fusionjax.options import Settings
-from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 
 ASTRONAUT = Image.fromarray(data.astronaut()).crop((128, 0, 384, 256)).resize((128, 128))
@@ -22,12 +20,12 @@ DRAWN = Image.open(MINI_FACE).convert("RGB")
 
 @pytest.fixture(scope="module")
 def pipe():
-    return FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1])
+    return tiny.tiny_pipe()
 
 
 @pytest.fixture(scope="module")
-def people(pipe):
-    return [pipe.encode_identity(tiny.photo(seed), crop="none") for seed in (1, 2)]
+def people():
+    return list(tiny.tiny_people())
 
 
 @pytest.fixture(scope="module")

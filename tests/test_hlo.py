@@ -109,6 +109,8 @@ def test_a_picture_to_expect_with_a_person_and_without():
     alone = to_expect(needs, chip, rows=10, photos=0, in_16_bits=True)
     assert alone.startswith(f"to expect: {24 / EFFICIENCY:.2f} s for all pictures at once, 10 st")
     assert "person" not in alone
+    three = to_expect(needs, chip, rows=10, photos=0, images=3, in_16_bits=True)
+    assert f" {28 / EFFICIENCY:.2f} s" in three  # decoded one after the other
     needs["encode a photo"] = NEEDS
     told = to_expect(needs, chip, rows=10, photos=2, in_16_bits=True)
     assert f"10 steps, and {4 / EFFICIENCY:.2f} s once for the person; by 312 TFLOP/s" in told

@@ -17,7 +17,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def pipe():
-    return FusionPipeline(tiny.tiny_base())
+    return tiny.tiny_pipe()
 
 
 def test_seeds_of_generators_of_all_kinds():

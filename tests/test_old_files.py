@@ -14,6 +14,7 @@ OLD = Path(__file__).parent / "old_files"
 LANCZOS = Image.Resampling.LANCZOS
 
 
+@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize(
     ("words", "made", "expected"),
     [

@@ -1,6 +1,5 @@
 """The second pass at a larger size, and its repetition from the image's text."""
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +8,6 @@ from fusionjax.errors import NotFiniteWarning, UserError
 from fusionjax.generation.passes import enlarged
 from fusionjax.generation.request import Request
 from fusionjax.options import Settings
-from fusionjax.pipeline import FusionPipeline
 from sample.__main__ import main
 from tests import tiny
 
@@ -18,12 +16,12 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def pipe():
-    return FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1])
+    return tiny.tiny_pipe()
 
 
 @pytest.fixture(scope="module")
-def people(pipe):
-    return [pipe.encode_identity(tiny.photo(seed), crop="none") for seed in (1, 2)]
+def people():
+    return list(tiny.tiny_people())
 
 
 def test_two_passes_in_one_call_are_the_two_calls_by_hand(pipe, people):

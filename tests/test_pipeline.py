@@ -24,19 +24,24 @@ from tests import tiny
 STEPS = 3
 
 
-def make_pipe(devices=1, fusion=True, **options):
-    params, fusion_options = tiny.tiny_fusion(**options) if fusion else (None, None)
+def make_pipe(devices=1, fusion=True):
+    params, fusion_options = tiny.tiny_fusion() if fusion else (None, None)
     return FusionPipeline(tiny.tiny_base(), params, fusion_options, devices=jax.devices()[:devices])
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return make_pipe()
+    return tiny.tiny_pipe()
 
 
 @pytest.fixture(scope="module")
-def people(pipe):
-    return [pipe.encode_identity(tiny.photo(seed), crop="none") for seed in (1, 2)]
+def matched():
+    return tiny.tiny_pipe(reference="matched")
+
+
+@pytest.fixture(scope="module")
+def people():
+    return list(tiny.tiny_people())
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,9 @@ class PlainLoop:
         self.advance = jax.jit(schedulers.advance)
 
     def __call__(self, people, strengths, *, prompt, seed, guidance, faces=None, masks=None,
-                 scheduler="dpmpp_2m", from_step=0, rescale=0.0):  # fmt: skip
-        base = self.pipe.base
+                 scheduler="dpmpp_2m", from_step=0, rescale=0.0, pipe=None):  # fmt: skip
+        pipe = pipe or self.pipe  # of the same base and layers
+        base = pipe.base
         text, negative = (self.encode_text(base.tokenize([words])) for words in (prompt, ""))
         photos = np.concatenate([person.latents for person in people])[None]
         owner = np.array([[i for i, person in enumerate(people) for _ in range(len(person))]])
@@ -113,7 +119,7 @@ class PlainLoop:
         for i in range(len(plan)):
             row = jax.tree.map(lambda column, i=i: jnp.asarray(column[i]), plan.rows)
             t = jnp.full(1, row.timesteps)
-            if self.pipe.fusion.options.reference == "matched":
+            if pipe.fusion.options.reference == "matched":
                 a = np.interp(row.timesteps, np.arange(1000), base.schedule.alphas_cumprod)
                 fresh = np.asarray(jax.random.normal(jax.random.key(0), photos.shape[1:]))[None]
                 noised = (np.sqrt(a) * photos + np.sqrt(1 - a) * fresh).astype(np.float32)
@@ -123,7 +129,7 @@ class PlainLoop:
                 states = {layer: h.astype(jnp.bfloat16) for layer, h in states.items()}
             acting = strength * (1.0 if i >= from_step else 0.0)
             seen = self.faces(
-                self.pipe.fusion_params, states, acting, owner=owner,
+                pipe.fusion_params, states, acting, owner=owner,
                 masks=None if masks is None else masks[None],
             )  # fmt: skip
             x = carry.latents * row.input_scale
@@ -176,59 +182,53 @@ def test_several_people_with_masks_and_their_own_guidance_equal_a_plain_loop(
 
 
 def test_rescaled_guidance_equals_a_plain_loop(plain_loop, people, paint):
-    out = paint(guidance_scale=9.0, guidance_rescale=0.7)
-    latents, _ = plain_loop(
-        people[:1], [1.0], prompt="a person in a garden", seed=5, guidance=9.0, rescale=0.7
-    )
-    np.testing.assert_allclose(out.latents, latents, atol=1e-4 * np.abs(latents).max())
-    mixed = paint(
-        prompt=["a person in a garden"] * 2, seed=5, guidance_scale=9.0, guidance_rescale=0.7
-    )
-    assert levels_apart(mixed.images[0], out.images[0]) <= 1
+    """Each of two images for itself, as if it were alone."""
+    out = paint(num_images_per_prompt=2, guidance_scale=9.0, guidance_rescale=0.7)
+    for seed in (5, 6):
+        latents, image = plain_loop(
+            people[:1], [1.0], prompt="a person in a garden", seed=seed, guidance=9.0, rescale=0.7
+        )
+        found = out.latents[seed - 5][None]
+        np.testing.assert_allclose(found, latents, atol=1e-4 * np.abs(latents).max())
+        assert levels_apart(out.images[seed - 5], image) <= 1
     assert levels_apart(paint(guidance_scale=9.0).images[0], out.images[0]) > 1
 
 
-def test_matched_references_equal_a_plain_loop():
-    pipe = make_pipe(reference="matched")
-    person = pipe.encode_identity(tiny.photo(1), crop="none")
+def test_matched_references_equal_a_plain_loop(matched, plain_loop):
+    person = matched.encode_identity(tiny.photo(1), crop="none")
     assert not person.states
-    out = pipe("a person", [person], num_inference_steps=STEPS, seed=5, guidance_scale=4.0)
-    latents, _ = PlainLoop(pipe)([person], [1.0], prompt="a person", seed=5, guidance=4.0)
+    out = matched("a person", [person], num_inference_steps=STEPS, seed=5, guidance_scale=4.0)
+    latents, _ = plain_loop([person], [1.0], prompt="a person", seed=5, guidance=4.0, pipe=matched)
     np.testing.assert_allclose(out.latents, latents, atol=1e-4 * np.abs(latents).max())
 
 
 # --- repeatable -----------------------------------------------------------------------------------
 
 
+EVERYWHERE = {"masks": np.ones((1, 64, 64), np.float32)}
+
+
 def test_the_same_seed_is_the_same_picture_alone_and_in_any_batch(paint):
+    """Alone without a mask, together with one that is no restriction."""
     alone = [paint(seed=seed).images[0] for seed in (5, 6, 7, 8)]
-    together = paint(num_images_per_prompt=4)
+    together = paint(num_images_per_prompt=4, **EVERYWHERE)
     assert together.seeds == [5, 6, 7, 8]
-    in_threes = paint(num_images_per_prompt=4, batch_size=3)
+    in_threes = paint(num_images_per_prompt=4, batch_size=3, **EVERYWHERE)
     for one, four, three in zip(alone, together.images, in_threes.images, strict=True):
         assert levels_apart(one, four) <= 1
         assert levels_apart(one, three) <= 1
     assert levels_apart(alone[0], alone[1]) > 10
 
 
-@pytest.fixture(scope="module")
-def eight(paint):
-    """Eight pictures on one device, and how they were painted."""
-    options = {
-        "scheduler": "euler_ancestral",
-        "num_images_per_prompt": 8,
-        "masks": np.ones((1, 64, 64), np.float32),
-    }
-    return paint(**options).images, options
-
-
-@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_the_same_pictures_on_several_devices(people, eight, devices):
-    images, options = eight
+@pytest.mark.parametrize(
+    ("devices", "images"), [(2, 4), pytest.param(8, 8, marks=pytest.mark.slow)]
+)
+def test_the_same_pictures_on_several_devices(people, paint, devices, images):
+    options = {"scheduler": "euler_ancestral", "num_images_per_prompt": images, **EVERYWHERE}
     spread = make_pipe(devices)(
         "a person in a garden", people[:1], num_inference_steps=STEPS, seed=5, **options
     )
-    for a, b in zip(images, spread.images, strict=True):
+    for a, b in zip(paint(**options).images, spread.images, strict=True):
         assert levels_apart(a, b) <= 1
 
 
@@ -333,14 +333,14 @@ def count_convolutions(function, *arguments):
     return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def test_a_cached_identity_leaves_no_reference_pass(pipe, people, paint, monkeypatch):
+def test_a_cached_identity_leaves_no_reference_pass(pipe, matched, monkeypatch):
     """The compiled steps hold the UNet's convolutions once; those of `matched` twice."""
     unet, params = pipe.fusion, pipe.base.params
     text = jnp.zeros((2, 77, 32))
     once = count_convolutions(
         lambda x: unet(params["unet"], x, jnp.zeros(2), text), jnp.zeros((2, 8, 8, 4))
     )
-    for pipeline, passes in ((pipe, 1), (make_pipe(reference="matched"), 2)):
+    for pipeline, passes in ((pipe, 1), (matched, 2)):
         person = pipeline.encode_identity(tiny.photo(1), crop="none")
         inputs = {}
         run = pipeline.runner.run
@@ -359,8 +359,11 @@ def test_a_cached_identity_leaves_no_reference_pass(pipe, people, paint, monkeyp
 
 
 def test_progress_tells_steps_and_compilation(pipe, people):
-    heard = []
+    """Any number of rows in few parts by one program: PNDM's 6 steps are 7 rows, which no number
+    but 7 divides."""
+    heard, compiled, done = [], [], []
     fresh = make_pipe()
+    fresh.runner.before_compiling = compiled.append
     fresh("a person", people[:1], num_inference_steps=STEPS, progress=lambda *a: heard.append(a))
     assert [(stage, done, of) for stage, done, of, _ in heard if stage != "compile"] == [
         ("steps", 1, STEPS), ("steps", 2, STEPS), ("steps", 3, STEPS), ("decode", 1, 1),
@@ -372,17 +375,11 @@ def test_progress_tells_steps_and_compilation(pipe, people):
     parts = fresh("a person", people[:1], num_inference_steps=STEPS, progress=lambda *a: None)
     assert levels_apart(whole.images[0], parts.images[0]) <= 1
 
-
-def test_any_number_of_rows_is_told_in_few_parts_by_one_program(people):
-    """PNDM's 6 steps are 7 rows, which no number but 7 divides."""
-    pipe, compiled, done = make_pipe(), [], []
-    pipe.runner.before_compiling = compiled.append
-
     def progress(stage, now, of, seconds):
         if stage == "steps":
             done.append((now, of))
 
-    pipe("x", people[:1], num_inference_steps=6, scheduler="pndm", progress=progress)
+    fresh("x", people[:1], num_inference_steps=6, scheduler="pndm", progress=progress)
     assert done == [(2, 7), (4, 7), (6, 7), (7, 7)]
     assert compiled.count("denoise") == 1
 
@@ -412,13 +409,19 @@ def test_strength_zero_is_the_base_model(paint):
     assert levels_apart(nobody.images[0], paint().images[0]) > 5
 
 
-def test_an_unseen_region_stays(pipe, paint):
+@pytest.fixture(scope="module")
+def latents_of(pipe):
+    """An image's latents, by the program that is there already."""
+    return lambda image: pipe.encode_identity(image, crop="none").latents
+
+
+def test_an_unseen_region_stays(latents_of, paint):
     """Inpainting keeps the latents where the mask is black, and paints where it is white."""
     image = tiny.photo(9)
     where = np.zeros((64, 64, 3), np.uint8)
     where[:, 32:] = 255
     out = paint(image=image, strength=1.0, mask_image=where)
-    known = pipe.base.encode_image(pipe.base.params, jnp.asarray(image[None] / 127.5 - 1))
+    known = latents_of(image)
     np.testing.assert_allclose(out.latents[0, :, :4], known[0, :, :4], atol=2e-3)
     assert np.abs(out.latents[0, :, 4:] - known[0, :, 4:]).max() > 0.1
     painted = np.asarray(out.images[0])
@@ -436,13 +439,13 @@ def test_between_black_and_white_the_given_image_shines_through(paint):
     assert apart[8:].max() > 60
 
 
-def test_strength_decides_how_far_the_picture_is_left(pipe, paint):
+def test_strength_decides_how_far_the_picture_is_left(latents_of, paint):
     image = tiny.photo(9)
     near, far = (
-        paint(image=image, strength=s, num_inference_steps=6, guidance_scale=1.0)
+        paint(image=image, strength=s, num_inference_steps=6, guidance_scale=1.01)
         for s in (0.17, 1.0)
     )
-    known = pipe.base.encode_image(pipe.base.params, jnp.asarray(image[None] / 127.5 - 1))
+    known = latents_of(image)
     assert np.abs(near.latents - known).mean() < 0.5 * np.abs(far.latents - known).mean()
 
 
@@ -523,7 +526,7 @@ def test_wrong_arguments_are_named_before_anything_is_compiled(pipe, paint, opti
     assert pipe.runner.compilations == before
 
 
-def test_an_identity_of_another_base_or_option_is_refused(pipe, people, paint):
+def test_an_identity_of_another_base_or_option_is_refused(pipe, matched, people):
     other = FusionPipeline(tiny.tiny_base(seed=7), *tiny.tiny_fusion())
     with pytest.warns(UserWarning, match="is computed again from its latents"):
         again = renewed(other.runner, people[0])
@@ -532,7 +535,6 @@ def test_an_identity_of_another_base_or_option_is_refused(pipe, people, paint):
     layer = next(iter(again.states))
     assert again.states[layer].shape == people[0].states[layer].shape
     assert not np.array_equal(again.states[layer], people[0].states[layer])
-    matched = make_pipe(reference="matched")
     with pytest.raises(UserError, match="encoded for reference='clean', and the adapter"):
         matched("a person", people[:1])
     with pytest.raises(UserError, match="no photos are given"):

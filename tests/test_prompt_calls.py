@@ -27,13 +27,12 @@ SHORT = {"num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "latent
 
 @pytest.fixture(scope="module")
 def pipe():
-    params, options = tiny.tiny_fusion()
-    return FusionPipeline(tiny.tiny_base(), params, options, devices=jax.devices()[:1])
+    return tiny.tiny_pipe()
 
 
 @pytest.fixture(scope="module")
-def person(pipe):
-    return pipe.encode_identity(tiny.photo(1), crop="none")
+def person():
+    return tiny.tiny_people()[0]
 
 
 def states_by_hand(base, text, count):
@@ -68,7 +67,7 @@ def test_long_short_and_given_prompts_are_the_same_however_they_come(pipe, perso
 
 def test_people_for_each_prompt(pipe, person):
     """Each image follows its own people and their strength, in whatever order they come."""
-    other = pipe.encode_identity(tiny.photo(2), crop="none")
+    other = tiny.tiny_people()[1]
     options = {**SHORT, "seed": [3, 3]}
     both = pipe(["a dog"] * 2, [[person], [other]], face_strength=[[1.0], [0.5]], **options)
     turned = pipe(["a dog"] * 2, [[other], [person]], face_strength=[[0.5], [1.0]], **options)
@@ -79,8 +78,9 @@ def test_people_for_each_prompt(pipe, person):
         assert np.abs(both.latents[1] - latents).max() > 1e-3
 
 
-def test_a_learnt_word_in_a_picture(pipe, person):
-    base = pipe.base
+def test_a_learnt_word_in_a_picture(person):
+    base = tiny.tiny_base()
+    pipe = FusionPipeline(base, *tiny.tiny_fusion(), devices=jax.devices()[:1])
     table = base.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
     # The very embedding of a word that the base knows: another name for the same picture.
     known = base.tokenizer("b", add_special_tokens=False).input_ids[0]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fusionjax.embedded import ASSETS, MINI_GUIDANCE, MINI_PROMPT
@@ -35,6 +36,7 @@ def test_the_embedded_faces_are_of_people_whom_no_training_sees():
         assert np.abs(stored - drawn).mean() < 1  # rasterisers may differ in their last bit
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_the_first_command_paints_a_person(tmp_path, capsys):
     """The person of the photo, not another one of the embedded people, laughing in new clothes."""
     words = ["--quiet", "--cache", str(tmp_path / "cache")]

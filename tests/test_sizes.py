@@ -1,6 +1,5 @@
 """Pictures whose latents the UNet cannot halve evenly: as PyTorch diffusers resizes its skips."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ import pytest
 from fusionjax.errors import UserError
 from fusionjax.masks import layer_bias, reduce_masks
 from fusionjax.options import Settings, check_multiple
-from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 from tests.test_unet import SMALL, World, relative
 
@@ -73,8 +71,7 @@ def test_what_is_no_multiple_of_8_is_told_with_the_nearest(value, nearest):
 @pytest.mark.slow
 def test_whole_pictures_of_such_a_size_with_everything():
     """72×88 pixels: latents of 9×11, which the tiny UNet's two levels cannot halve."""
-    pipe = FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1])
-    people = [pipe.encode_identity(tiny.photo(seed), crop="none") for seed in (1, 2)]
+    pipe, people = tiny.tiny_pipe(), list(tiny.tiny_people())
     masks = np.zeros((2, 72, 88), np.float32)
     masks[0, :, :74] = masks[1, 68:, 74:] = 1
     start = tiny.photo(3, 88)[:72]

@@ -1,6 +1,5 @@
 """Soft edges, and images that are enlarged at their sides."""
 
-import jax
 import numpy as np
 import pytest
 from diffusers.image_processor import VaeImageProcessor
@@ -9,13 +8,12 @@ from PIL import Image
 from fusionjax.errors import UserError
 from fusionjax.generation.starting_image import blurred, outpainted_size, starting_point
 from fusionjax.options import Description
-from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def paint():
-    pipe = FusionPipeline(tiny.tiny_base(), devices=jax.devices()[:1])
+    pipe = tiny.tiny_pipe()
 
     def call(**options):
         out = pipe("a garden", num_inference_steps=2, guidance_scale=1.0, strength=1.0, **options)

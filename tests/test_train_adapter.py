@@ -164,10 +164,15 @@ def test_steps_that_are_not_finite_stop_the_run(config, shelf, tmp_path):
 
 
 def test_frozen_weights_get_no_gradient_and_no_moments(objective, config, batch):
-    state, _ = trained(objective, config, batch, 1)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    step = make_step(objective.loss, optimizer, config.optimizer, config.precision)
+    fresh = init_state(
+        objective.init(jax.random.key(0), objective.frozen), optimizer, config.precision
+    )
+    state, _ = jax.eval_shape(step, fresh, objective.frozen, batch, jax.random.key(1))
     trainable = jax.tree.map(np.shape, objective.init(jax.random.key(0), objective.frozen))
     count = sum(int(np.prod(x)) for x in jax.tree.leaves(trainable, is_leaf=_is_shape))
-    moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.shape]
     assert sum(x.size for x in moments) == 2 * count
     assert jax.tree.map(np.shape, state.params) == trainable
 
@@ -338,18 +343,14 @@ def test_only_a_wait_that_the_device_saw_the_end_of_counts(done, share):
     assert told["images_s"] == pytest.approx(8 / told["step_s"])
 
 
-def test_stopped_and_continued_is_the_same_run(config, shelf):
-    whole = run(dataclasses.replace(config, output=str(shelf / "whole"), mesh=MeshConfig()))
-    # Stop after step 2 by taking the later checkpoint away, as a kill would have.
-    broken = shelf / "broken"
-    shutil.copytree(whole, broken)
-    shutil.rmtree(broken / "checkpoints" / "4")
-    run(dataclasses.replace(config, output=str(broken), mesh=MeshConfig()))
-    first, second = load_adapter(whole), load_adapter(broken)
+def test_stopped_and_continued_is_the_same_run(config, finished, begun):
+    """Stopped after step 2: its later checkpoint is away, as a kill would have it."""
+    run(dataclasses.replace(config, output=str(begun), mesh=MeshConfig()))  # data: all, that is 8
+    first, second = load_adapter(finished), load_adapter(begun)
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
     a, b = (
         [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
-        for f in (whole, broken)
+        for f in (finished, begun)
     )
     assert [(x["step"], x["loss"]) for x in a] == [(x["step"], x["loss"]) for x in b]
 

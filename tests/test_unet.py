@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from diffusers import FlaxUNet2DConditionModel, UNet2DConditionModel
 from diffusers.configuration_utils import flax_register_to_config
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fusionjax.backend.param_shapes import param_shapes
 from fusionjax.errors import UserError
+from fusionjax.faces import Faces
 from fusionjax.interop.configs import unet_from_config
 from fusionjax.interop.names import to_torch_layout, torch_names
 from fusionjax.options import FusionOptions
@@ -43,8 +45,7 @@ class World:
     def __init__(self, config, *, height, width, references, seed=0):
         self.config = config
         self.unet = unet_from_config(config, "the test UNet")
-        shapes = jax.eval_shape(self.unet.init_weights, jax.random.key(0))
-        self.params = random_params(shapes, seed)
+        self.params = random_params(unflatten_dict(param_shapes(self.unet)), seed)
         self.fused = FusionUNet(self.unet)
         rng = np.random.default_rng(seed)
         self.fusion = jax.tree.map(
@@ -212,7 +213,8 @@ def test_without_faces_it_is_pytorchs_unet(world):
 
 @pytest.mark.parametrize("fusion", ["concat", "decoupled"])
 def test_strength_zero_is_the_base_model(world, fusion):
-    fused = FusionUNet(world.unet, FusionOptions(fusion=fusion))
+    options = FusionOptions(fusion=fusion)
+    fused = world.fused if options == world.fused.options else FusionUNet(world.unet, options)
     hidden = world.ours((0.0, 0.0, 0.0), fused=fused)
     assert relative(hidden, world.base()) < 3e-5
 
@@ -275,7 +277,7 @@ def test_attention_shares_sum_to_one_and_follow_lambda(world):
         assert (each[..., 2] == 0).all()
         assert (each[..., 1] > 0).all()
     assert (share((1.0, 0.0, 4.0))[layer][..., 3] > shares[layer][..., 3]).all()
-    faces = world.fused.faces(world.fusion, states, jnp.ones((2, 3)), height=8, width=12)
+    faces = Faces({}, {}, {})  # whatever they are
     decoupled = FusionUNet(world.unet, FusionOptions(fusion="decoupled"))
     with pytest.raises(UserError, match="fusion='concat'"):
         decoupled.attention_share(world.params, world.latents, world.timesteps, world.text, faces)
@@ -285,7 +287,7 @@ def test_sd15_has_16_layers_and_24_780_800_parameters():
     unet = FlaxUNet2DConditionModel()
     fused = FusionUNet(unet)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(fused.init, key, jax.eval_shape(unet.init_weights, key))
+    params = jax.eval_shape(fused.init, key, unflatten_dict(param_shapes(unet)))
     assert len(params) == len(fused.layers) == 16
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 24_780_800
 
@@ -375,7 +377,8 @@ def test_the_step_has_no_gradient_of_frozen_weights_and_no_backward_through_the_
         return loss
 
     photos, latents, text, empty, strength = args[2:]
-    states = tiny.fused.reference_states(tiny.params, photos, empty)
+    shapes = jax.eval_shape(tiny.fused.reference_states, tiny.params, photos, empty)
+    states = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     reference_pass = dots_and_convolutions(
         lambda params, photos, empty: tiny.fused.reference_states(params, photos, empty),
         tiny.params, photos, empty,
@@ -423,35 +426,14 @@ def test_no_all_gather_with_the_batch_sharded(tiny, devices, monkeypatch):
 
 
 def test_strength_references_and_masks_do_not_recompile(world):
-    traces = 0
-    states = world.states()
-
-    @jax.jit
-    def paint(params, strength, masks, owner):
-        nonlocal traces
-        traces += 1
-        faces = world.fused.faces(
-            world.fusion, states, strength, height=8, width=12, masks=masks, owner=owner
-        )
-        return world.fused(params, world.latents, world.timesteps, world.text, faces)
-
-    owner = _twice(np.array([0, 0, 1]))
-    outs = [
-        paint(
-            world.params,
-            _twice(np.array(strength, np.float32)),
-            _twice(masks_of(name) * np.float32(1)),
-            owner,
-        )
-        for strength, name in (
-            ((1, 1, 1), "none"),
-            ((0.3, 1, 1), "apart"),
-            ((1, 0, 0), "a tiny face"),
-        )
-    ]
-    assert traces == 1
-    assert paint._cache_size() == 1
-    assert relative(outs[0], outs[1]) > 1e-3
+    owner = (0, 0, 1)
+    first = world.ours((1, 1, 1), owner, masks_of("none"))
+    compiled = world._compiled[world.fused]
+    programs = compiled._cache_size()
+    second = world.ours((0.3, 1, 1), owner, masks_of("apart"))
+    world.ours((1, 0, 0), owner, masks_of("a tiny face"))
+    assert compiled._cache_size() == programs
+    assert relative(first, second) > 1e-3
 
 
 # --- bad input --------------------------------------------------------------------------------

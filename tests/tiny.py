@@ -12,11 +12,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers import CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from fusionjax.backend.param_shapes import param_shapes
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
+from fusionjax.identity import Identity
 from fusionjax.interop import configs
 from fusionjax.interop.adapter_file import save_adapter
 from fusionjax.models.base import BaseModel
 from fusionjax.options import FusionOptions
+from fusionjax.pipeline import FusionPipeline
 from fusionjax.unet import FusionUNet
 
 PIXELS = 64  # photos' and pictures' side; latents are 8×8×4
@@ -88,13 +91,10 @@ def tiny_base(seed: int = 0, prediction_type: str = "v_prediction") -> BaseModel
     unet = configs.unet_from_config(UNET, "the tiny UNet")
     vae = configs.vae_from_config(VAE, "the tiny VAE")
     text_encoder = configs.text_encoder_from_config(TEXT, "the tiny text encoder")
-    ids = jnp.zeros((1, 77), jnp.int32)
     shapes = {
-        "unet": jax.eval_shape(unet.init_weights, jax.random.key(0)),
-        "vae": jax.eval_shape(vae.init_weights, jax.random.key(0)),
-        "text_encoder": jax.eval_shape(text_encoder.init, jax.random.key(0), ids, ids, ids)[
-            "params"
-        ],
+        "unet": unflatten_dict(param_shapes(unet)),
+        "vae": unflatten_dict(param_shapes(vae)),
+        "text_encoder": unflatten_dict(param_shapes(text_encoder)),
     }
     return BaseModel(
         tokenizer=tokenizer(),
@@ -113,6 +113,22 @@ def tiny_fusion(seed: int = 1, **options):
     base = tiny_base()
     fusion = FusionUNet(base.unet, FusionOptions(init="random", **options))
     return fusion.init(jax.random.key(seed), base.params["unet"]), fusion.options
+
+
+@functools.cache
+def tiny_pipe(**options) -> FusionPipeline:
+    """A pipeline of both on one device: what one module compiles, the next one finds.
+
+    For whoever leaves it as it is: no words, LoRAs or hooks.
+    """
+    return FusionPipeline(tiny_base(), *tiny_fusion(**options), devices=jax.devices()[:1])
+
+
+@functools.cache
+def tiny_people() -> tuple[Identity, Identity]:
+    """The people of `photo(1)` and `photo(2)`."""
+    one, two = (tiny_pipe().encode_identity(photo(seed), crop="none") for seed in (1, 2))
+    return one, two
 
 
 def write_tiny(folder: Path) -> None:

@@ -26,6 +26,7 @@ from jaxtyping import Array
 from fusionjax.backend.attention_kernels import kernel_by_name
 from fusionjax.backend.convolution import convolve
 from fusionjax.backend.devices import default_implementation
+from fusionjax.backend.flax_apply import applied
 from fusionjax.backend.flax_classes import (
     FlaxAttention,
     FlaxDownsample2D,
@@ -150,7 +151,7 @@ def find_layers(unet: FlaxUNet2DConditionModel) -> Mapping[str, AttentionLayer]:
 
     def capture(params: Params, latents: Array, text: Array) -> None:
         with nn.intercept_methods(intercept_attention(meet, lambda module, hidden: hidden)):
-            unet.apply({"params": params}, latents, jnp.zeros(1), text, return_dict=False)
+            applied(unet, params, latents, jnp.zeros(1), text, return_dict=False)
 
     jax.eval_shape(
         capture,

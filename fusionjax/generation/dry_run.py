@@ -63,7 +63,8 @@ def picture_programs(
 
     Returns:
         `encode a photo`, `text and faces`, `a step`, `decode`; each as `jax.jit(…).trace` returns
-        it. `a step` is a loop over steps, of which XLA and `compile_for` count one.
+        it. `a step` is a loop over steps, of which XLA and `compile_for` count one; `decode` is
+        one image on each device.
     """
     settings = Settings(height=height, width=width, num_inference_steps=steps, scheduler=scheduler)
     check_settings(settings, pipe.model)
@@ -111,5 +112,7 @@ def picture_programs(
     traced["a step"] = runner.traced(
         programs.denoise, devices, conditions, carry, rows, span, in_negative=False
     )
-    traced["decode"] = runner.traced(programs.decode, devices, carry.latents)
+    traced["decode"] = runner.traced(
+        programs.decode, devices, array(devices, *carry.latents.shape[1:])
+    )
     return traced

@@ -180,7 +180,8 @@ def _generate_batch(
     conditions, carry = runner.run(
         programs.condition, devices, scene, grid=grid, clip_skip=settings.clip_skip
     )
-    runner.prepare(programs.decode, devices, carry.latents)  # that it fits is known before steps
+    one_each = np.zeros((devices, *carry.latents.shape[1:]), carry.latents.dtype)
+    runner.prepare(programs.decode, devices, one_each)  # that it fits is known before the steps
 
     rows = plan.table()
     done, shares = 0, []
@@ -202,13 +203,13 @@ def _generate_batch(
             timestep = float(plan.rows.timesteps[done - 1])
             carry = carry._replace(latents=on_step_end(done - 1, timestep, carry.latents))
     clock.start()
-    images = _decoded(runner, devices, carry.latents, requests[:wanted])
+    latents = np.asarray(carry.latents)
+    images = _decoded(runner, devices, latents, requests[:wanted])
     images = [
         image if image is None else _with_what_stays(image, request)
         for image, request in zip(images, requests, strict=False)
     ]
     clock.stop("decode", wanted, wanted, carry)
-    latents = np.asarray(carry.latents)
     share = np.mean(shares, 0) if shares else [None] * wanted
     return [Generated(images[i], latents[i], share[i]) for i in range(wanted)]
 
@@ -222,12 +223,24 @@ def _with_what_stays(painted: np.ndarray, request: Request) -> np.ndarray:
 
 
 def _decoded(
-    runner: Runner, devices: int, latents: jax.Array, requests: Sequence[Request]
+    runner: Runner, devices: int, latents: np.ndarray, requests: Sequence[Request]
 ) -> list[np.ndarray | None]:
     """The requests' pixels; None where an image is not finite, which is told."""
     wanted, dtype = len(requests), runner.model.base.vae.dtype
-    images, finite = (np.array(x)[:wanted] for x in runner.run(programs.decode, devices, latents))
-    again = ~finite & np.isfinite(np.asarray(latents)[:wanted]).all((1, 2, 3))
+
+    def decoded(**how: Any) -> tuple[np.ndarray, np.ndarray]:
+        # On each device one image after the other, so that one program serves every batch.
+        parts = [
+            runner.run(programs.decode, devices, latents[first : first + devices], **how)
+            for first in range(0, wanted, devices)
+        ]
+        levels, good = (
+            np.concatenate([np.asarray(x) for x in each]) for each in zip(*parts, strict=True)
+        )
+        return levels[:wanted], good[:wanted]
+
+    images, finite = decoded()
+    again = ~finite & np.isfinite(latents[:wanted]).all((1, 2, 3))
     if again.any() and dtype != jnp.float32:
         warnings.warn(
             f"{_told(requests, again)} not finite in {jnp.dtype(dtype).name}: decoded again in "
@@ -235,8 +248,8 @@ def _decoded(
             NotFiniteWarning,
             stacklevel=6,
         )
-        second = runner.run(programs.decode, devices, latents, in_float32=True)
-        images[again], finite[again] = (np.asarray(x)[:wanted][again] for x in second)
+        second = decoded(in_float32=True)
+        images[again], finite[again] = (x[again] for x in second)
     if not finite.all():
         warnings.warn(
             f"{_told(requests, ~finite)} not finite, and left out; dtype float32, a "

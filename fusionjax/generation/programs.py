@@ -239,6 +239,8 @@ def decode(
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, " b"]]:
     """Latents → grey levels, one image at a time: a large VAE holds no batch at once.
 
+    Whoever paints calls it with one image for each device, so that it is compiled once for a size.
+
     Args:
         model: structure.
         params: weights.

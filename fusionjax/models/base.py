@@ -21,6 +21,7 @@ from jaxtyping import Array as JaxArray
 from jaxtyping import Float, Int, Key
 from safetensors.numpy import save_file
 
+from fusionjax.backend.flax_apply import applied
 from fusionjax.backend.flax_unet import decoder_ends_in_float32
 from fusionjax.diffusion.noise_schedule import NoiseSchedule
 from fusionjax.errors import UserError
@@ -230,8 +231,9 @@ class BaseModel:
             The last hidden state that is not left out, after the final layer norm.
         """
         positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
-        output = self.text_encoder.apply(
-            {"params": params["text_encoder"]},
+        output = applied(
+            self.text_encoder,
+            params["text_encoder"],
             token_ids,
             jnp.ones_like(token_ids),
             positions,
@@ -294,8 +296,8 @@ class BaseModel:
                 f"an image has {images.shape[1]}×{images.shape[2]} pixels; "
                 f"both sides must be multiples of {factor}"
             )
-        return self.vae.apply(
-            {"params": params["vae"]}, images.transpose(0, 3, 1, 2), method=self.vae.encode
+        return applied(
+            self.vae, params["vae"], images.transpose(0, 3, 1, 2), method=type(self.vae).encode
         ).latent_dist
 
     def decode(self, params: Params, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
@@ -310,8 +312,11 @@ class BaseModel:
             the decoder's last norm on.
         """
         with nn.intercept_methods(decoder_ends_in_float32):
-            output = self.vae.apply(
-                {"params": params["vae"]}, latents / self.vae.scaling_factor, method=self.vae.decode
+            output = applied(
+                self.vae,
+                params["vae"],
+                latents / self.vae.scaling_factor,
+                method=type(self.vae).decode,
             )
         return output.sample.transpose(0, 2, 3, 1)
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fusionjax import schema
+from fusionjax.backend.flax_apply import applied
 from fusionjax.backend.flax_classes import FlaxControlNetModel, FlaxUNet2DConditionModel
 from fusionjax.backend.flax_unet import controlnet_like_torch
 from fusionjax.errors import UserError, told
@@ -171,8 +172,9 @@ class ControlNet:
         """
         dtype = self.module.dtype
         with nn.intercept_methods(controlnet_like_torch):
-            answer: Any = self.module.apply(
-                {"params": params},
+            answer: Any = applied(
+                self.module,
+                params,
                 jnp.moveaxis(latents, -1, 1).astype(dtype),
                 timesteps,
                 text.astype(dtype),

@@ -275,21 +275,34 @@ class AdapterObjective:
     ) -> tuple[jax.Array, ...]:
         """First photos, true images, generated with the adapter and without, [n, H, W, 3] each."""
 
-        def shown(latents: jax.Array) -> jax.Array:
-            decoded = self.base.decode(frozen, latents.astype(self._dtype))
-            return jnp.asarray(decoded, jnp.float32)
-
-        return (
-            shown(batch["references"][:, 0]),
-            shown(batch["latents"]),
-            self._pictures(params, frozen, batch, tokens, with_people=True),
-            self._pictures(params, frozen, batch, tokens, with_people=False),
-        )
+        rows = [
+            batch["references"][:, 0],
+            batch["latents"],
+            self._painted(params, frozen, batch, tokens, with_people=True),
+            self._painted(params, frozen, batch, tokens, with_people=False),
+        ]
+        return tuple(jnp.split(self._shown(frozen, jnp.concatenate(rows)), len(rows)))
 
     def _pictures(
         self, params: Params, frozen: Any, batch: Batch, tokens: jax.Array, *, with_people: bool
     ) -> jax.Array:
         """Images of the batch's people, or of nobody, each from its own noise, [n, H, W, 3]."""
+        painted = self._painted(params, frozen, batch, tokens, with_people=with_people)
+        return self._shown(frozen, painted)
+
+    def _shown(self, frozen: Any, latents: jax.Array) -> jax.Array:
+        """Latents as images, one after the other: a large autoencoder holds no batch at once."""
+
+        def one(latents: jax.Array) -> jax.Array:
+            decoded = self.base.decode(frozen, latents[None].astype(self._dtype))
+            return jnp.asarray(decoded[0], jnp.float32)
+
+        return jax.lax.map(one, latents)
+
+    def _painted(
+        self, params: Params, frozen: Any, batch: Batch, tokens: jax.Array, *, with_people: bool
+    ) -> jax.Array:
+        """The latents of `_pictures`."""
         photos, present = batch["references"], batch["present"]
         count, _, *grid, _ = photos.shape
         empty = jnp.asarray(self.base.tokenize([""]))
@@ -313,8 +326,7 @@ class AdapterObjective:
             )
             scene = scene._replace(people=people)
         weights = {"base": frozen, "fusion": params}
-        latents = preview(self._alone, weights, scene, self._plan, grid)
-        return jnp.asarray(self.base.decode(frozen, latents.astype(self._dtype)), jnp.float32)
+        return preview(self._alone, weights, scene, self._plan, grid)
 
 
 def _on_host(base: BaseModel) -> BaseModel:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fusionjax.backend.flax_apply import applied
 from fusionjax.backend.flax_classes import FlaxAutoencoderKL
 from fusionjax.data.records import open_records
 from fusionjax.errors import UserError
@@ -141,12 +142,13 @@ class AutoencoderObjective:
         return f"python -m train configs/mini_base.py --autoencoder {folder}"
 
     def _encode(self, params: Params, image: jax.Array) -> Any:
-        return self.model.apply(
-            {"params": params}, jnp.transpose(image, (0, 3, 1, 2)), method=self.model.encode
+        channels_first = jnp.transpose(image, (0, 3, 1, 2))
+        return applied(
+            self.model, params, channels_first, method=type(self.model).encode
         ).latent_dist
 
     def _decode(self, params: Params, latents: jax.Array) -> jax.Array:
-        decoded = self.model.apply({"params": params}, latents, method=self.model.decode).sample
+        decoded = applied(self.model, params, latents, method=type(self.model).decode).sample
         return jnp.transpose(decoded, (0, 2, 3, 1)).astype(jnp.float32)
 
     def _reconstruct_(self, params: Params, image: jax.Array) -> jax.Array:
