@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fusionjax.errors import UserError
+from fusionjax.errors import UserError, shortened
 from fusionjax.files import full_disk_told
 from fusionjax.quiet import quiet_threads
 
@@ -126,6 +126,9 @@ def share_of(text: str) -> tuple[int, int]:
         argparse.ArgumentTypeError: if it is no such text, or I is not in 1..N.
     """
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()) or not 1 <= int(index) <= int(count):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 ≤ I ≤ N, such as 3/16")
+    are_numbers = slash and index.isdecimal() and count.isdecimal() and len(text) < 20
+    if not are_numbers or not 1 <= int(index) <= int(count):
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text, 40)!r} is not I/N with 1 ≤ I ≤ N, such as 3/16"
+        )
     return int(index), int(count)

@@ -30,6 +30,11 @@ def has_ending(path: Path, endings: Container[str]) -> bool:
     return path.suffix.lower() in endings and not path.name.startswith(".")
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder by their names, without those that begin with a dot."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """A place beside a file to write its new content to; it takes the file's place at the end.

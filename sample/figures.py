@@ -17,6 +17,7 @@ from PIL import Image
 from fusionjax.embedded import ASSETS
 from fusionjax.errors import UserError, shortened
 from fusionjax.evaluation.people import ENDINGS, Subject, photos_in, read_prompts
+from fusionjax.files import folders_in
 from fusionjax.generation.request import box_mask
 from fusionjax.photos import read_photo
 from fusionjax.sheet import labelled_sheet, stacked
@@ -190,7 +191,7 @@ def read_album(folder: Path, name: str) -> list[Subject]:
     if not folder.is_dir():
         raise UserError(f"people {shortened(str(folder), 200)!r} is no folder")
     people: list[Subject] = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for place in folders_in(folder):
         photos = photos_in(place)
         shown = name != "references" or len(people) < 2
         if shown and len(photos) < figure.photos:

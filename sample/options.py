@@ -228,7 +228,8 @@ def parse(arguments: list[str] | None = None) -> Options:
         raise UserError("--target goes with --dry-run, which generates nothing")
     for name in ("scene", "requests", "source", "depth_from"):
         if name in options and not options[name].is_file():
-            raise UserError(f"{options[name]} does not exist")
+            wrong = "is a folder; name a file" if options[name].is_dir() else "does not exist"
+            raise UserError(f"{flag_of(name)}: {options[name]} {wrong}")
     read = Options(given={**values, **people}, **options)
     _check_can_write(read.written.folder)
     if read.quality is not None and read.written.suffix == ".png":

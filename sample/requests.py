@@ -183,10 +183,12 @@ class _Results:
         return any(self._says_done(lines.get(row.name, {}), row) for lines in self._known)
 
     def _says_done(self, about: dict[str, Any], row: files.Row) -> bool:
+        names = about.get("pictures")
         return (
             about.get("request") == row.digest
-            and "pictures" in about
-            and all((self._path.parent / name).is_file() for name in about["pictures"])
+            and isinstance(names, list)
+            and bool(names)
+            and all(isinstance(n, str) and (self._path.parent / n).is_file() for n in names)
         )
 
     def expect(self, row: files.Row, pictures: int) -> None:
@@ -220,11 +222,11 @@ class _Results:
 def _lines_of(path: Path) -> dict[str, dict[str, Any]]:
     """The last line of each row in a file of results, by the row's id; none if there is no file."""
     lines: dict[str, dict[str, Any]] = {}
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
         try:
             about = json.loads(line)
             lines[about["id"]] = about
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # cut off when the program was stopped: the row is painted again
     return lines

@@ -1,8 +1,10 @@
 """The suite of real people: measures against numbers worked out by hand, folders of every state."""
 
 import dataclasses
+import io
 import json
 import shutil
+import tarfile
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer, FlaxCLIPModel
 from transformers.models.clip.configuration_clip import CLIPConfig
 
 from fusionjax.data.sources import parts_of
+from fusionjax.data.tar_shards import read_tar
 from fusionjax.errors import UserError
 from fusionjax.evaluation import faces, faces_report, faces_suite
 from fusionjax.evaluation.__main__ import main
@@ -151,6 +154,16 @@ def test_what_a_mac_puts_beside_photos_is_none(tmp_path):
     assert extra_files(tmp_path / "m", [], 0) == 0
     found = [name for part in parts_of([tmp_path]) for name in part.names]
     assert sorted(found) == ["ann/1.png", "ann/2.JPG"]
+    (tmp_path / ".Trashes").mkdir()
+    (tmp_path / ".Trashes" / "ben.png").write_bytes(b"")
+    assert [name for part in parts_of([tmp_path]) for name in part.names] == found
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for name, content in (("._0.png", "x"), ("0.png", "y"), ("._0.txt", "z"), ("0.txt", "ann")):
+            member = tarfile.TarInfo(name)
+            member.size = 1 if len(content) == 1 else 3
+            shard.addfile(member, io.BytesIO(content.encode()))
+    (picture,) = read_tar(tmp_path / "0.tar", None)
+    assert (picture.content, picture.caption) == (b"y", "ann")
 
 
 def test_formulae():

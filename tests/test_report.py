@@ -152,6 +152,30 @@ def test_odd_runs(run, tmp_path):
         write_report(tmp_path)
 
 
+def test_what_others_wrote_into_a_run_stops_no_page(run):
+    rows = [
+        {"step": 3, "group": "train", "images_seen": 96},
+        {"step": 4, "group": "train", "images_seen": "x", "epochs": None, "skipped": "y"},
+        {"step": 4, "group": "validation", "loss": "low"},
+    ]
+    lines = [json.dumps(row).encode() for row in rows] + [
+        b'{"step": 5, "group": "\xff"}',
+        b"[" * 99,
+    ]
+    (run / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"steps": "x", "train_examples": "y"}))
+    assert "5 of 0" in write_report(run).read_text()
+
+
+def test_a_page_takes_no_other_files_place(run, tmp_path):
+    before = (run / "config.json").read_bytes()
+    for output in (run / "config.json", tmp_path, run / "metrics.jsonl"):
+        with pytest.raises(UserError, match="which is no page's name; end it in"):
+            write_report(run, output)
+    assert (run / "config.json").read_bytes() == before
+
+
 def test_many_steps_are_means_of_neighbours():
     rows = [{"step": n, "group": "train", "loss": float(n % 2)} for n in range(1, 10_001)]
     (curve,) = draw("Loss", rows).curves

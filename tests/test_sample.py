@@ -366,6 +366,8 @@ def test_requests_are_shared_out(sample, world, capsys):
         "results-1-of-2.jsonl",
         "results-2-of-2.jsonl",
     ]
+    (out / "results-old.jsonl").mkdir()
+    (out / "results-3-of-9.jsonl").write_bytes(b'{"id": "row0001", "pictures": 3}\n{"id": "\xc3')
     for share in ((), ("--share", "3/4")):
         sample(*words, *share)
         assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")} == before
@@ -570,7 +572,9 @@ def test_a_repeated_picture_needs_the_same_models(sample, world, capsys):
         (["--height", "60"], "height is 60; it must be a multiple of 8, for example 56 or 64"),
         (["--face", "nobody.jpg"], "nobody.jpg does not exist"),
         (["--face-weights", "1"], "--face-weights is given without --face"),
-        (["--scene", "s.yaml"], "s.yaml does not exist"),
+        (["--scene", "s.yaml"], "--scene: s.yaml does not exist"),
+        (["--requests", "{world}/base"], "/base is a folder; name a file"),
+        (["--requests", "{world}/wall.png", "--share", "1/" + 5000 * "9"], "is not I/N with 1 ≤ I"),
         (["--num-images", "0"], "num_images_per_prompt is 0; it must be in 1..10000"),
         (["--guidance-scale", "0"], "guidance_scale is 0; it must be in 1..1000"),
         (["--face-steps", "1", "0"], "face_steps is 1.0 0.0; it must be two numbers"),

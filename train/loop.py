@@ -17,7 +17,7 @@ from fusionjax.errors import UserError
 from fusionjax.files import locked, make_folder
 from fusionjax.models.checkpoint import Checkpoints
 from train.config import RunConfig
-from train.loggers import Logger, check_logger, start_logger
+from train.loggers import Logger, start_logger
 from train.objectives import Objective, check_run, make_objective
 from train.processes import broadcast_text, on_first_process, stop_signal
 from train.resume import check_same_base, initial_params, is_continued, run_folder
@@ -40,7 +40,6 @@ def run(config: RunConfig) -> Path:
     """
     # ---- Whether the devices can do it, where it is written, whether it goes on from there ----
     check_run(config, jax.devices())
-    check_logger(config.log_to)
     folder = run_folder(config)
     writes = jax.process_index() == 0
     going_on = broadcast_text(str(is_continued(config, folder))) == "True"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fusionjax.errors import UserError, shortened
 from fusionjax.evaluation.people import ENDINGS, photos_in, read_prompts
+from fusionjax.files import folders_in
 from fusionjax.models.base import BaseModel
 from fusionjax.photos import prepare_photo
 from fusionjax.pixels import to_bytes, to_unit
@@ -54,11 +55,7 @@ def read_own(config: ValidationConfig, most_photos: int) -> Own | None:
     name = f"validation.photos {shortened(str(folder), 200)!r}"
     if not folder.is_dir():
         raise UserError(f"{name} is no folder; name one with a folder of photos for each person")
-    people = {
-        place.name: photos_in(place)[:most_photos]
-        for place in sorted(folder.iterdir())
-        if place.is_dir()
-    }
+    people = {place.name: photos_in(place)[:most_photos] for place in folders_in(folder)}
     empty = [who for who, photos in people.items() if not photos]
     if empty or not people:
         raise UserError(

@@ -24,6 +24,7 @@ from fusionjax.files import write_whole
 from fusionjax.schema import read_json
 
 PAGE = "report.html"
+_PAGES = (".html", ".htm")
 _WIDTH, _HEIGHT = 640, 240  # of a chart, with its margins, in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 28
 _MOST_POINTS = 400  # of a curve
@@ -107,6 +108,10 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             f"{shortened(str(folder), 200)} holds no run (it has no config.json); name a run's "
             "folder"
         )
+    if output is not None and (output.is_dir() or output.suffix.lower() not in _PAGES):
+        raise UserError(
+            f"--output is {shortened(str(output), 200)!r}, which is no page's name; end it in .html"
+        )
     config: dict[str, Any] = read_json(folder / "config.json")
     rows = read_metrics(folder)
     grids = sorted(
@@ -134,7 +139,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl that are whole; a kill may have cut the last one off."""
     path, rows = folder / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in _text(path).splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -142,6 +147,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
+
+
+def _text(path: Path) -> str:
+    """What a file holds, where it is there and as far as it is text."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
@@ -238,21 +248,24 @@ def _picture(path: Path) -> str:
 def _facts(config: Row, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """What a reader asks first."""
     train = [row for row in rows if row.get("group") == "train"]
-    held_out = [row for row in rows if row.get("group") == "validation" and "loss" in row]
+    held_out = [
+        row for row in rows if row.get("group") == "validation" and _number(row.get("loss"))
+    ]
     last: Row = train[-1] if train else {}
     done = max((row["step"] for row in rows), default=0)
     data = config.get("data") if isinstance(config.get("data"), dict) else {}
     assert isinstance(data, dict)
-    facts = [("steps", f"{done:,} of {config.get('steps', done):,}")]
-    if "images_seen" in last:
-        facts.append(("pictures seen", f"{last['images_seen']:,} ({last['epochs']:.3g} epochs)"))
+    facts = [("steps", f"{done:,} of {_number(config.get('steps', done)):,}")]
+    if seen := _number(last.get("images_seen")):
+        epochs = _number(last.get("epochs"))
+        facts.append(("pictures seen", f"{seen:,} ({epochs:.3g} epochs)"))
     if held_out:
         best = min(held_out, key=lambda row: row["loss"])
         facts.append(("best validation loss", f"{best['loss']:.4f} after step {best['step']:,}"))
-    if skipped := last.get("skipped"):
-        facts.append(("steps whose gradient was not finite", f"{int(skipped):,}"))
+    if skipped := _number(last.get("skipped")):
+        facts.append(("steps whose gradient was not finite", f"{skipped:,}"))
     if "folder" in data:
-        count = config.get("train_examples")
+        count = _number(config.get("train_examples"))
         split = f"{data.get('train_split')}" + (f", {count:,} pictures" if count else "")
         facts.append(("trained on", f"{data['folder']} ({split})"))
         facts.append(("validated on", f"{data['folder']} ({data.get('validation_split')})"))
@@ -263,6 +276,11 @@ def _facts(config: Row, rows: Sequence[Row]) -> list[tuple[str, str]]:
     }
     facts += [(title, str(config[key])) for key, title in names.items() if config.get(key)]
     return facts
+
+
+def _number(value: Any) -> int | float:
+    """A number that a file holds, or 0: others may have written there."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _flat(config: Row, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -30,7 +30,7 @@ from fusionjax.data.assemble import held_out
 from fusionjax.data.picture import Picture, Unusable, decoded
 from fusionjax.data.prepared import Dropped, Prepared, Wishes, prepare_picture
 from fusionjax.errors import UserError
-from fusionjax.files import has_ending, write_whole
+from fusionjax.files import folders_in, has_ending, write_whole
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
 Example = dict[str, Any]
@@ -71,7 +71,9 @@ def build(
         raise UserError(f"{str(target)!r} already exists; remove it or name another")
     if not root.is_dir():
         raise UserError(f"{str(root)!r} is no folder of pictures")
-    files = sorted(p for p in root.glob("*/*") if has_ending(p, ENDINGS))
+    files = [
+        p for place in folders_in(root) for p in sorted(place.iterdir()) if has_ending(p, ENDINGS)
+    ]
     if not files:
         raise UserError(
             f"{str(root)!r} holds no pictures; it needs a folder for each person, with that "

@@ -121,7 +121,8 @@ def _parts_of(source: Path, column: str | None) -> Iterator[Part]:
         return
     if not source.is_dir():
         raise UserError(f"{shortened(str(source), 200)} does not exist")
-    inside = sorted(source.iterdir())
+    # A Mac puts ._a.tar beside a.tar, and .Trashes among people's folders.
+    inside = sorted(path for path in source.iterdir() if not path.name.startswith("."))
     for path in inside:
         is_table = path.suffix in (".parquet", ".arrow") or path.name in (
             "metadata.jsonl",

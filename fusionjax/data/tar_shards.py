@@ -34,9 +34,9 @@ def read_tar(path: Path, column: str | None) -> Iterator[Picture | Unread]:
     try:
         with tarfile.open(path, "r|") as shard:
             for member in shard:
-                if not member.isfile():
-                    continue
                 folder, _, file = member.name.rpartition("/")
+                if not member.isfile() or file.startswith("."):  # ._a.png is no file of a sample's
+                    continue
                 name, _, ending = file.partition(".")
                 if f"{folder}/{name}" != stem:
                     yield from _sample(path, column, stem, sample)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fusionjax.embedded import ASSETS
 from fusionjax.errors import UserError, shortened, told
-from fusionjax.files import has_ending, read_whole
+from fusionjax.files import folders_in, has_ending, read_whole
 from fusionjax.photos import read_photo
 
 PROMPTS = ASSETS / "prompts.txt"
@@ -81,7 +81,7 @@ def read_people(folder: str | Path, most: int | None = None) -> list[Subject]:
     if not folder.is_dir():
         raise UserError(f"people {shortened(str(folder), 200)!r} is no folder")
     subjects = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir())[:most]:
+    for place in folders_in(folder)[:most]:
         photos = photos_in(place)
         if len(photos) < 2:
             raise UserError(

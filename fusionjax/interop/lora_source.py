@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionjax.errors import UserError, told
+from fusionjax.files import has_ending
 
 # By preference, where a folder holds several files: diffusers' name, peft's.
 _NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -151,7 +152,7 @@ def _in_folder(folder: Path, weight_name: str | None) -> Path:
         if not (folder / weight_name).is_file():
             raise UserError(f"{folder} has no {told(weight_name)}")
         return folder / weight_name
-    files = sorted(path for path in folder.glob(f"*{_SUFFIX}"))
+    files = sorted(path for path in folder.iterdir() if has_ending(path, (_SUFFIX,)))
     if any(path.name in _NAMES for path in files):
         return next(folder / name for name in _NAMES if (folder / name) in files)
     from fusionjax.interop import hub

@@ -205,7 +205,13 @@ def module_from_config(
     kind = config.get("_class_name", "ControlNetModel")
     if kind not in ("ControlNetModel", "FlaxControlNetModel"):
         raise UserError(f"{where} describes a {told(kind)}; a ControlNetModel is needed")
-    return configs.module_of(FlaxControlNetModel, _Types, _BUILT_IN, config, where, dtype)
+    module = configs.module_of(FlaxControlNetModel, _Types, _BUILT_IN, config, where, dtype)
+    if (count := len(module.conditioning_embedding_out_channels)) != 4:
+        raise UserError(
+            f"{where} has {count} conditioning_embedding_out_channels; diffusers' Flax class reads "
+            "a control image in 4 steps, from 8 pixels for each latent"
+        )
+    return module
 
 
 def torch_names(module: FlaxControlNetModel) -> dict[str, names.Parameter]:

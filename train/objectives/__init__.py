@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from fusionjax.backend.devices import check_dtype, check_implementation
 from fusionjax.errors import UserError
 from train.config import AdapterRun, AutoencoderRun, BaseRun, RunConfig
+from train.loggers import check_logger
 from train.own_grid import read_own
 from train.step import Batch, Metrics, Params
 
@@ -67,10 +68,11 @@ def check_run(config: RunConfig, devices: Sequence[jax.Device]) -> None:
         devices: where it will run.
 
     Raises:
-        UserError: if they cannot compute in its type, or attend as it names; if its validation's
-            prompts or photos are not there.
+        UserError: if they cannot compute in its type, or attend as it names; if what it logs to is
+            not installed, or its validation's prompts or photos are not there.
     """
     check_dtype(config.precision, devices)
+    check_logger(config.log_to)
     if isinstance(config, AdapterRun):
         check_implementation(config.attention, config.precision, devices)
         read_own(config.validation, config.references)
