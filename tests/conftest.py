@@ -19,6 +19,11 @@ os.environ.setdefault(
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A worker a core: further threads of PyTorch's, NumPy's and OpenCV's would wait for each other,
+# and keep a core busy with it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 # What one test compiled is there for all that come after it, also in the other worker and in
 # processes that tests start; the first process, which starts the workers, makes and removes it.
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -6,7 +6,6 @@ import json
 import shutil
 import tarfile
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,7 +28,6 @@ from fusionjax.evaluation.people import (
     read_people,
     read_prompts,
 )
-from fusionjax.pipeline import FusionPipeline
 from tests import tiny
 from tests.people_folder import PHOTOS
 
@@ -186,7 +184,7 @@ def test_formulae():
 
 def test_what_is_missing_is_painted(people, prompts, tmp_path):
     """A second call paints nothing, and a share only its own people."""
-    pipe = FusionPipeline(tiny.tiny_base(), *tiny.tiny_fusion(), devices=jax.devices()[:1])
+    pipe = tiny.tiny_pipe()
     suite = FacesSuite(str(people), str(prompts), most_people=2, steps=2, batch_size=1)
     share = dataclasses.replace(suite, share=(2, 2))
     assert faces_suite.run(share, tmp_path, lambda: pipe) is None

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def left_and_right():
 def test_whole_picture_agrees_with_pytorch(base, pipe, photos, tmp_path, fusion):
     path = tmp_path / "adapter.safetensors"
     params, options = make_adapter(base, 0, path, fusion=fusion, face_logit_bias=0.7)
-    ours = FusionPipeline(base, params, options)
+    ours = FusionPipeline(base, params, options, devices=jax.devices()[:1])
     theirs = load_fusion(pipe, path)
 
     people = [photos[:2], photos[2:3]]

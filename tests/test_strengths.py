@@ -18,7 +18,7 @@ from fusionjax.evaluation.metrics import Interval
 from fusionjax.evaluation.people import place_of, read_people
 from fusionjax.pipeline import FusionPipeline
 from tests.test_evaluation import TINY, _judge, _pipe
-from tests.tiny import tiny_base, tiny_fusion
+from tests.tiny import tiny_base, tiny_pipe
 
 BLUE, RED = (47, 111, 214), (201, 51, 5)
 
@@ -118,7 +118,7 @@ def test_a_curve_of_real_people(people, prompts, tmp_path):
 
     def open_pipeline():
         opened.append(1)
-        return FusionPipeline(tiny_base(), *tiny_fusion(), devices=jax.devices()[:1])
+        return tiny_pipe()
 
     few = FacesSuite(str(people), str(prompts), most_people=2, steps=2, batch_size=2,
                      methods={"theirs": str(theirs)})  # fmt: skip
@@ -146,7 +146,7 @@ def test_what_is_painted_at_a_strength(people, prompts, tmp_path):
     """
     few = FacesSuite(str(people), str(prompts), most_people=2, most_prompts=1, steps=2,
                      batch_size=1, share=(1, 1))  # fmt: skip
-    pipe = FusionPipeline(tiny_base(), *tiny_fusion(), devices=jax.devices()[:1])
+    pipe = tiny_pipe()
     assert strengths.run_faces(few, [0, 2], tmp_path, lambda: pipe) is None
     painted = sorted(tmp_path.glob("strength_*/pictures/*/0001.png"))
     assert len(painted) == 4

@@ -35,9 +35,16 @@ class _Scope(Scope):
         return value
 
     def push(self, name: str | None = None, prefix: str = "", reuse: bool = False) -> Scope:
-        child = super().push(name, prefix, reuse)
-        child.__class__ = _Scope  # Flax makes a `Scope`, whatever its parent is
-        return child
+        return _likewise(super().push(name, prefix, reuse))
+
+    def rewound(self, rewind_rngs: bool = False) -> Scope:
+        return _likewise(super().rewound(rewind_rngs))
+
+
+def _likewise(scope: Scope) -> Scope:
+    """Flax makes a `Scope`, whatever it comes from."""
+    scope.__class__ = _Scope
+    return scope
 
 
 def applied(
@@ -62,6 +69,6 @@ def applied(
     Raises:
         flax.errors.ScopeParamShapeError: if a weight has another shape than the module says.
     """
-    with _Scope({"params": params}).temporary() as root:
+    with _Scope({"params": dict(params)}).temporary() as root:
         bound = module.clone(parent=root, _deep_clone=True)
         return (method or type(module).__call__)(bound, *args, **kwargs)

@@ -1,6 +1,7 @@
 """The shapes of a module's parameters, without computing any."""
 
 import functools
+import json
 from typing import Any
 
 import flax.linen as nn
@@ -22,11 +23,20 @@ def param_shapes(module: nn.Module) -> dict[ParamPath, jax.ShapeDtypeStruct]:
     """
     if hasattr(module, "init_weights"):
         return dict(_of_diffusers(module))
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    tree = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-    return flatten_dict(dict(tree))
+    config: Any = module.config  # type: ignore[attr-defined]
+    kinds: tuple[Any, Any] = (type(module), type(config))
+    return dict(_of_text_encoder(*kinds, config.to_json_string(use_diff=False)))
 
 
 @functools.lru_cache(maxsize=32)  # a UNet's take a second, and are asked for by loading and fusing
 def _of_diffusers(module: Any) -> dict[ParamPath, jax.ShapeDtypeStruct]:
     return flatten_dict(dict(jax.eval_shape(module.init_weights, jax.random.key(0))))
+
+
+@functools.lru_cache(maxsize=32)
+def _of_text_encoder(kind: Any, config_kind: Any, config: str) -> dict[ParamPath, Any]:
+    """By the config's text, since such a module is no key."""
+    module = kind(config_kind.from_dict(json.loads(config)))
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    tree = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
+    return flatten_dict(dict(tree))

@@ -1,0 +1,60 @@
+"""A module applied to its weights is what Flax makes of it, without its initialisers."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
+
+from fusionjax.backend.flax_apply import applied
+
+called = []
+
+
+def initial(key, shape, dtype):
+    called.append(shape)
+    return jax.random.normal(key, shape, dtype)
+
+
+class Net(nn.Module):
+    """Modules within modules, and a method that is not `__call__`."""
+
+    def setup(self):
+        self.layers = [nn.Dense(4, kernel_init=initial), nn.Sequential([nn.LayerNorm()])]
+
+    def __call__(self, x, *, times=1):
+        for layer in self.layers * times:
+            x = layer(x)
+        return x
+
+    def first(self, x):
+        return self.layers[0](x)
+
+
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return Net().init(jax.random.key(0), X)["params"]
+
+
+def test_it_is_what_flax_returns_and_no_initialiser_is_called(params):
+    called.clear()
+    ours = applied(Net(), params, X, times=2), applied(Net(), params, X, method=Net.first)
+    assert not called
+    theirs = (
+        Net().apply({"params": params}, X, times=2),
+        Net().apply({"params": params}, X, method=Net.first),
+    )
+    assert called
+    for mine, flaxs in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, flaxs)
+
+
+def test_weights_that_do_not_fit_are_flaxs_errors(params):
+    with pytest.raises(ScopeParamShapeError):
+        applied(Net(), params, X[:, :3])
+    lacking = {**params, "layers_0": {"bias": params["layers_0"]["bias"]}}
+    with pytest.raises(ScopeParamNotFoundError):
+        applied(Net(), lacking, X)
