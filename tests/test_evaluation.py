@@ -99,6 +99,23 @@ def test_bootstrap_keeps_a_persons_cases_together():
     assert (low, high) == (0, 1)
 
 
+def test_means_of_all_draws_at_once_are_those_of_each():
+    """With what is missing, one axis or more."""
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.normal(2, 1, (2, 9, 4, 2))
+    ours[rng.random(ours.shape) < 0.3] = np.nan
+    one = metrics.bootstrap(ours, np.nanmean, seed=5)
+    assert metrics.bootstrap_mean(ours, seed=5) == pytest.approx(one, rel=1e-12)
+    assert metrics.bootstrap_mean(theirs[:, 0, 0]) == pytest.approx(
+        metrics.bootstrap(theirs[:, 0, 0]), rel=1e-12
+    )
+    pairs = metrics.bootstrap(
+        np.stack([ours, theirs], axis=1),
+        lambda rows: np.nanmean(rows[:, 0]) / np.nanmean(rows[:, 1]),
+    )
+    assert metrics.ratio_of_means(ours, theirs) == pytest.approx(pairs, rel=1e-12)
+
+
 def test_ratio_of_means_by_hand():
     ours, theirs = np.array([[1.0, 3.0], [2.0, 2.0]]), np.array([[4.0, 6.0], [5.0, 5.0]])
     assert metrics.ratio_of_means(ours, theirs).mean == pytest.approx(0.4)

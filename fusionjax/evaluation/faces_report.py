@@ -150,7 +150,7 @@ def mean_over_rows(values: Float[np.ndarray, "g ..."]) -> metrics.Interval | Non
     usable = values[~np.isnan(values).all(axis=1)]
     if not len(usable):
         return None
-    return metrics.bootstrap(usable, lambda rows: float(np.nanmean(rows)))
+    return metrics.bootstrap_mean(usable)
 
 
 def table(results: Results) -> str:

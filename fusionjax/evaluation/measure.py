@@ -93,7 +93,7 @@ def measure(recogniser: Recogniser, cases: Cases, pictures: Sequence[Pixels]) ->
 
     return Measured(
         distances=by_person,
-        distance=metrics.bootstrap(by_person, np.nanmean),
+        distance=metrics.bootstrap_mean(by_person),
         recognised=float((distances[colored] < recogniser.threshold).mean()),
         prompt={name: share(name) for name in (*PROMPTED, "style")},
         traits={name: share(name) for name in TRAITS},

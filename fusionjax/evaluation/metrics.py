@@ -1,13 +1,14 @@
 """What is measured: distances, intervals, likeness of a face region, assignment of people.
 
-Legend: b cases, d features, p people, i identities in a picture, h w pixels.
+Legend: b cases, d features, p people, i identities in a picture, h w pixels,
+draws of the bootstrap.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 RESAMPLES = 2000
@@ -60,10 +61,40 @@ def bootstrap(
     Returns:
         The statistic of all rows, and the interval.
     """
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile([statistic(values[chosen]) for chosen in rows], (2.5, 97.5))
-    return Interval(float(statistic(values)), float(low), float(high))
+    drawn = [statistic(values[chosen]) for chosen in _draws(len(values), seed)]
+    return _interval(statistic(values), drawn)
+
+
+def bootstrap_mean(values: Float[np.ndarray, "p ..."], seed: int = 0) -> Interval:
+    """`bootstrap` of the mean of what is not NaN, of all draws at once.
+
+    Args:
+        values: A row for each person.
+        seed: Of the drawing.
+
+    Returns:
+        The mean, and its interval.
+    """
+    return _interval(np.nanmean(values), _means(values, _draws(len(values), seed)))
+
+
+def _draws(count: int, seed: int) -> Int[np.ndarray, "draws p"]:
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+
+
+def _means(
+    values: Float[np.ndarray, "p ..."], draws: Int[np.ndarray, "draws p"]
+) -> Float[np.ndarray, " draws"]:
+    flat = values.reshape(len(values), -1)
+    there = ~np.isnan(flat)
+    sums, counts = np.where(there, flat, 0).sum(axis=1), there.sum(axis=1)
+    means: np.ndarray = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    return means
+
+
+def _interval(found: float | np.floating, drawn: Any) -> Interval:
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Interval(float(found), float(low), float(high))
 
 
 def ratio_of_means(
@@ -79,8 +110,9 @@ def ratio_of_means(
     Returns:
         The ratio and its interval.
     """
-    pairs = np.stack([ours, theirs], axis=1)
-    return bootstrap(pairs, lambda rows: np.nanmean(rows[:, 0]) / np.nanmean(rows[:, 1]), seed)
+    draws = _draws(len(ours), seed)
+    found = np.nanmean(ours) / np.nanmean(theirs)
+    return _interval(found, _means(ours, draws) / _means(theirs, draws))
 
 
 class Likeness(NamedTuple):
