@@ -30,13 +30,7 @@ from sample.web.places import COLOURS, canvas, drawn_masks, read_box
 from sample.web.preview import fit_colours, glance
 from sample.web.scene import write_scene
 from tests import tiny
-
-ROOT = Path(__file__).parents[1]
-
-
-def pixels(path):
-    return np.asarray(Image.open(path)).astype(int)
-
+from tests.web_site import ROOT, pixels, server, unpacked, words, write_world
 
 # What is asked for, without a model.
 
@@ -207,22 +201,12 @@ def test_a_scene_has_its_files_beside_it(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A base model and an adapter as files, a folder of saved people, and compiled programs."""
-    folder = tmp_path_factory.mktemp("world")
-    tiny.write_tiny(folder)
-    (folder / "people").mkdir()
-    for name, seed in (("ann", 1), ("ben", 2)):
-        Image.fromarray(tiny.photo(seed)).save(folder / "people" / f"{name}.png")
-    Image.fromarray(tiny.photo(3)).save(folder / "me.png")
-    Image.fromarray(tiny.photo(4, 200)).save(folder / "wall.png")  # nobody's face
-    return folder
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def command_line(world, archive, folder):
     """The pixels that `python -m sample` makes of a downloaded scene."""
-    with zipfile.ZipFile(archive) as file:
-        file.extractall(folder / "scene")
-    words = ["--scene", folder / "scene" / "scene.yaml", "--output", folder / "out",
+    words = ["--scene", unpacked(archive, folder / "scene"), "--output", folder / "out",
              "--cache", world / "cache", "--quiet"]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     return [pixels(path) for path in sorted((folder / "out").glob("*_seed*.png"))]
@@ -292,28 +276,10 @@ needs_gradio = pytest.mark.skipif(
 )
 
 
-def server(words, folder):
-    """Starts the command, and waits for its address; its process is ended by the caller."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fusionjax", "web", "--port", str(port), *map(str, words)],
-            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
-        )  # fmt: skip
-    line = process.stdout.readline()
-    assert line == f"the page is at http://127.0.0.1:{port}/\n", (folder / "log").read_text()
-    return process, f"http://127.0.0.1:{port}"
-
-
 @pytest.fixture(scope="module")
 def site(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    words = ["--fusion", world / "fusion.safetensors", "--cache", world / "cache",
-             "--people", world / "people", "--queue", 2, "--upload-mb", 0.5]  # fmt: skip
-    process, url = server(words, folder)
+    process, url = server([*words(world), "--queue", 2, "--upload-mb", 0.5], folder)
     yield url, folder
     process.send_signal(signal.SIGINT)
     with process.stdout:

@@ -4,21 +4,20 @@ import contextlib
 import dataclasses
 import html
 import json
-import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import gradio as gr
 
 from fusionjax.errors import UserError, told
-from fusionjax.options import LARGEST_SEED, MOST_IMAGES
 from sample.images import text_of
 from sample.job import RANDOM, Job
 from sample.web.asked import saved_people, uploaded
 from sample.web.painter import News, Painter, StoppedError
 from sample.web.places import COLOURS, canvas, drawn_masks, read_box
+from sample.web.visitors import Tile, Visitor, again, varied
 
 PEOPLE = len(COLOURS)
 _FIELDS = {field.name: field for field in dataclasses.fields(Job)}
@@ -32,15 +31,7 @@ class Results(NamedTuple):
     gallery: Any
     scene: Any
     seed: Any
-
-
-@dataclasses.dataclass
-class Visitor:
-    """What is kept of a visitor while the page is open."""
-
-    stop: threading.Event | None = None
-    job: Job | None = None
-    pictures: list[Path] = dataclasses.field(default_factory=list)
+    taken: Any
 
 
 class Actions:
@@ -97,19 +88,26 @@ class Actions:
 
     def paint(self, request: gr.Request, count: str, *values: Any) -> Iterator[dict[Any, Any]]:
         rows = [values[4 * n : 4 * n + 4] for n in range(PEOPLE)][: int(count)]
-        drawn, attention, *rest = values[4 * PEOPLE :]
+        drawn, start, attention, *rest = values[4 * PEOPLE :]
+        options = dict(zip(self.options, rest, strict=True))
         with self._told():
-            asked, files = self._asked(dict(zip(self.options, rest, strict=True)), rows, drawn)
+            asked, files = self._asked(options, rows, drawn, start)
             job = self.painter.job(asked, files)
         yield from self._painting(job, attention, self._visitor(request))
 
     def _asked(
-        self, options: dict[str, Any], rows: list[Any], drawn: Any
+        self, options: dict[str, Any], rows: list[Any], drawn: Any, start: str | None
     ) -> tuple[dict[str, Any], dict[str, Path]]:
         """The page's inputs as a scene, and the files that it names."""
         asked = {name: _read(name, value) for name, value in options.items()}
         asked = {name: value for name, value in asked.items() if value is not None}
         files: dict[str, Path] = {}
+        if start:
+            path = uploaded(start, self.painter.folder)
+            files[str(path)] = path
+            asked["image"] = str(path)
+        else:
+            asked.pop("strength", None)  # which is that of a start
         people: list[dict[str, Any]] = []
         masks = drawn_masks((drawn or {}).get("layers") or (), len(rows))
         for number, ((photos, saved, strength, box, *_), mask) in enumerate(
@@ -131,15 +129,27 @@ class Actions:
         return {**asked, "people": people}, files
 
     def paint_again(self, attention: bool, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        yield from self._painting_like(again, attention, request)
+
+    def vary(self, attention: bool, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        yield from self._painting_like(varied, attention, request)
+
+    def _painting_like(
+        self, changed: Callable[[Tile], Job], attention: bool, request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
+        """Paints what comes of the picture that is taken."""
         visitor = self._visitor(request)
-        if visitor.job is None:
-            raise gr.Error("nothing has been painted yet", print_exception=False)
-        seed = secrets.randbelow(LARGEST_SEED - MOST_IMAGES)
-        yield from self._painting(dataclasses.replace(visitor.job, seed=seed), attention, visitor)
+        with self._told():
+            job = changed(visitor.taken)
+            self.painter.check(job)
+        yield from self._painting(job, attention, visitor)
 
     def _painting(self, job: Job, attention: bool, visitor: Visitor) -> Iterator[dict[Any, Any]]:
+        if visitor.is_served:
+            line = "a picture of yours is under way; wait for it, or cancel it"
+            raise gr.Error(line, print_exception=False)
         visitor.stop = stop = threading.Event()
-        line, share = "it begins", 0.0
+        line, share = "it is checked", 0.0
         yield {self.shown.status: status(line, share), self.shown.seed: str(job.seed)}
         try:
             with self._told():
@@ -168,32 +178,49 @@ class Actions:
             if news.glance is not None:
                 shown[self.shown.glance] = gr.update(value=news.glance, visible=True)
             return shown
-        visitor.job = news.done.job
-        visitor.pictures = [*news.done.pictures, *news.done.maps, *visitor.pictures][:40]
+        visitor.add(news.done)
         count = len(news.done.pictures)
+        tiles = [(str(tile.file), tile.caption) for tile in visitor.tiles]
         return {
             self.shown.status: status(
                 f"{count} picture{'s' * (count > 1)}, seed {news.done.job.seed}"
             ),
             self.shown.glance: gr.update(value=None, visible=False),
-            self.shown.gallery: gr.update(value=[str(p) for p in visitor.pictures if p.is_file()]),
+            self.shown.gallery: gr.update(value=tiles, selected_index=None),
             self.shown.scene: gr.update(value=str(news.done.scene), visible=True),
+            self.shown.taken: _taken(visitor),
         }
 
     def stop(self, request: gr.Request) -> str:
         visitor = self._visitor(request)
-        if visitor.stop is None or visitor.stop.is_set():
+        if not visitor.is_served:
             return status("nothing is being painted")
+        assert visitor.stop is not None
         visitor.stop.set()
         return status("stopping after this step …")
 
-    def show_text(self, chosen: gr.SelectData, request: gr.Request) -> str:
-        pictures = [p for p in self._visitor(request).pictures if p.is_file()]
-        if not isinstance(chosen.index, int) or chosen.index >= len(pictures):
-            return ""
+    def choose_picture(self, chosen: gr.SelectData, request: gr.Request) -> tuple[str, str]:
+        """A picture of the gallery is taken from now on; what it carries is shown."""
+        visitor = self._visitor(request)
         with self._told():
-            text = text_of(pictures[chosen.index])
-        return json.dumps(json.loads(text), indent=1, ensure_ascii=False) if text else ""
+            tile = visitor.choose(chosen.index if isinstance(chosen.index, int) else 0)
+            text = text_of(tile.picture)
+        return _taken(visitor), json.dumps(json.loads(text or "{}"), indent=1, ensure_ascii=False)
+
+    def use_as_start(self, request: gr.Request) -> tuple[str, Any]:
+        """The picture that is taken becomes what the next ones start from."""
+        with self._told():
+            picture = self._visitor(request).taken.picture
+        return str(picture), gr.update(open=True)
+
+    def show_start(self, start: str | None) -> Any:
+        """A small picture of what is started from; what cannot be read is told at once."""
+        if not start:
+            return gr.update(value=None, visible=False)
+        with self._told():
+            image = self.painter.photo(uploaded(start, self.painter.folder))
+        image.thumbnail((512, 512))
+        return gr.update(value=image, visible=True)
 
     def _visitor(self, request: gr.Request) -> Visitor:
         return self._visitors.setdefault(request.session_hash or "", Visitor())
@@ -225,6 +252,15 @@ def _read(name: str, value: Any) -> Any:
         return int(text) if int in kinds else float(text)
     except ValueError:
         raise UserError(f"{name} is {told(text)}; give a number") from None
+
+
+def _taken(visitor: Visitor) -> str:
+    """Which picture the buttons take that go by one."""
+    if not visitor.tiles:
+        return ""
+    tile = visitor.taken
+    which = "the chosen picture" if visitor.chosen else "the last picture"
+    return f"Again, Vary and Use as start take {which}, seed {tile.job.seed}."
 
 
 def status(line: str, share: float | None = None) -> str:

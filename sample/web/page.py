@@ -60,8 +60,9 @@ class Page:
     def _build_people(self) -> None:
         names = list(saved_people(self.painter.people))
         self.count = gr.Radio(
-            [str(n) for n in range(PEOPLE + 1)], value="1", label="how many people"
-        )
+            [str(n) for n in range(PEOPLE + 1)], value="1", label="how many people",
+            elem_id="count",
+        )  # fmt: skip
         self.rows, self.people = [], []
         for number, colour in enumerate(COLOURS):
             with gr.Group(visible=number == 0) as row:
@@ -70,8 +71,9 @@ class Page:
                     f"person {number + 1}</b>", padding=True,
                 )  # fmt: skip
                 photos = gr.File(
-                    label="photos", file_count="multiple", file_types=list(ENDINGS), height=110
-                )
+                    label="photos", file_count="multiple", file_types=list(ENDINGS), height=110,
+                    elem_id=f"photos-{number + 1}",
+                )  # fmt: skip
                 mine = MINI_FACE.stem if number == 0 and MINI_FACE.stem in names else ""
                 with gr.Row():
                     saved = gr.Dropdown(["", *names], value=mine, label="or a saved person")
@@ -117,14 +119,27 @@ class Page:
                     colors=list(COLOURS), default_color=COLOURS[0], color_mode="fixed",
                     default_size=60,
                 ),
-                eraser=gr.Eraser(default_size=60),
+                eraser=gr.Eraser(default_size=60), elem_id="places",
             )  # fmt: skip
+        self.start_panel = gr.Accordion("start from a picture", open=False)
+        with self.start_panel:
+            self.start = gr.File(
+                label="a picture; or choose one of yours, and Use as start",
+                file_types=list(ENDINGS), height=110, elem_id="start-picture",
+            )  # fmt: skip
+            self.start_preview = gr.Image(
+                label="what is started from", interactive=False, visible=False, height=220
+            )
+            self.options["strength"] = self._option("strength")
         with gr.Row():
             self.options |= {name: self._option(name) for name in _USUAL}
-        with gr.Accordion("more options", open=False), gr.Row():
+        with gr.Accordion("more options", open=False, elem_id="more"), gr.Row():
             self.options |= {name: self._option(name) for name in _MORE}
             self.attention = gr.Checkbox(
-                False, label="attention maps", info="also draw where each photo was attended to"
+                False,
+                label="attention maps",
+                info="also draw where each photo was attended to",
+                elem_id="attention",
             )
 
     def _option(self, name: str) -> Any:
@@ -132,7 +147,9 @@ class Page:
         field = _FIELDS[name]
         about = field.metadata
         value: Any = field.default
-        words = {"label": name.replace("_", " "), "info": about["help"], "min_width": 130}
+        info = about["help"].replace("--image", "the picture")
+        words = {"label": name.replace("_", " "), "info": info, "min_width": 130,
+                 "elem_id": name.replace("_", "-")}  # fmt: skip
         if name == "prompt":
             value = MINI_PROMPT if self.painter.is_embedded else ""
         if name == "guidance_scale" and self.painter.is_embedded:
@@ -151,30 +168,34 @@ class Page:
 
     def _build_results(self) -> None:
         with gr.Row():
-            self.start = gr.Button("Paint", variant="primary", elem_id="paint", min_width=80)
+            self.paint = gr.Button("Paint", variant="primary", elem_id="paint", min_width=80)
             self.again = gr.Button("Again", elem_id="again", min_width=80)
+            self.vary = gr.Button("Vary", elem_id="vary", min_width=80)
             self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=80)
         self.status = gr.HTML(status(""), elem_id="status")
         self.glance = gr.Image(
             label="as far as it has got", interactive=False, visible=False, height=330
         )
         self.gallery = gr.Gallery(
-            label="pictures", columns=2, object_fit="contain", height=520, elem_id="pictures"
-        )
+            label="pictures", columns=2, object_fit="contain", height=520, elem_id="pictures",
+            interactive=False,
+        )  # fmt: skip
+        with gr.Row():
+            self.taken = gr.HTML("", elem_id="taken", padding=True)
+            self.use = gr.Button("Use as start", elem_id="use", min_width=80, size="md")
         self.scene = gr.File(
             label="the last ones as a scene: unpack it, then fusionjax sample --scene scene.yaml",
-            visible=False,
-        )
+            visible=False, elem_id="scene",
+        )  # fmt: skip
         with gr.Accordion("what a picture carries (choose one above)", open=False):
             self.text = gr.Code(language="json", show_label=False, interactive=False)
 
     def _connect(self) -> None:
         """Says what happens when."""
         seed = self.options["seed"]
-        results = Results(self.status, self.glance, self.gallery, self.scene, seed)
+        results = Results(self.status, self.glance, self.gallery, self.scene, seed, self.taken)
         act = Actions(self.painter, tuple(self.options), results)
         quick: dict[str, Any] = {"api_name": False, "show_progress": "hidden"}
-        of_model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         self.count.change(act.show_rows, self.count, self.rows, queue=False, **quick)
         for photos, saved, _, _, crops in self.people:
             photos.upload(lambda: "", None, saved, queue=False, **quick)
@@ -191,12 +212,16 @@ class Page:
             sides = [self.options["height"], self.options["width"]]
             self.options[name].change(act.new_canvas, sides, self.canvas, queue=False, **quick)
         each = [part for row in self.people for part in row[:4]]
-        inputs = [self.count, *each, self.canvas, self.attention, *self.options.values()]
-        how = {"api_name": False, "show_progress": "minimal", "trigger_mode": "once", **of_model}
-        self.start.click(act.paint, inputs, results, show_progress_on=self.status, **how)
-        self.again.click(
-            act.paint_again, self.attention, results, show_progress_on=self.status, **how
-        )
+        inputs = [
+            self.count, *each, self.canvas, self.start, self.attention, *self.options.values()
+        ]  # fmt: skip
+        # Who waits for the model, waits in the painter's line, which tells how long.
+        how = {**quick, "trigger_mode": "once", "concurrency_limit": None}
+        self.paint.click(act.paint, inputs, results, **how)
+        self.again.click(act.paint_again, self.attention, results, **how)
+        self.vary.click(act.vary, self.attention, results, **how)
         self.cancel.click(act.stop, None, self.status, queue=False, **quick)
-        self.gallery.select(act.show_text, None, self.text, queue=False, **quick)
+        self.gallery.select(act.choose_picture, None, [self.taken, self.text], queue=False, **quick)
+        self.use.click(act.use_as_start, None, [self.start, self.start_panel], queue=False, **quick)
+        self.start.change(act.show_start, self.start, self.start_preview, queue=False, **quick)
         self.blocks.unload(act.leave)
