@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.web_load import Answer, Visit, ask, crowd, seconds_of, summary
 from fusionjax.errors import UserError
 from fusionjax.identity import Identity
 from sample.__main__ import main
@@ -24,6 +25,7 @@ from sample.formats import read_picture, read_scene
 from sample.inputs import Remembered
 from sample.job import Job, Person
 from sample.options import parse
+from sample.progress import duration
 from sample.web.asked import check_pixels, job_of, saved_people, uploaded, uploads
 from sample.web.painter import Limits, News, Painter, StoppedError
 from sample.web.places import COLOURS, canvas, drawn_masks, read_box
@@ -196,6 +198,11 @@ def test_a_scene_has_its_files_beside_it(files, tmp_path):
         assert (folder / stored).read_bytes() == Path(own).read_bytes()
 
 
+def test_a_time_is_read_as_the_page_writes_it():
+    for seconds in (0, 7, 59, 60, 80, 3600 + 120):
+        assert seconds_of(duration(seconds)) == seconds
+
+
 # With a model: in this process.
 
 
@@ -235,6 +242,7 @@ def test_a_job_is_painted_and_its_scene_repeats_it(world, tmp_path):
     assert {image.size for image in glances} == {(640, 320)}
     done = news[-1].done
     assert [path.name for path in done.pictures] == ["01_seed5.png", "02_seed6.png"]
+    assert done.seeds == [5, 6]
     assert [path.name for path in done.maps] == [
         "01_seed5_attention.png", "02_seed6_attention.png"
     ]  # fmt: skip
@@ -244,6 +252,17 @@ def test_a_job_is_painted_and_its_scene_repeats_it(world, tmp_path):
     assert len(again) == 2
     for path, repeated in zip(done.pictures, again, strict=True):
         assert np.array_equal(pixels(path), repeated)
+
+    *_, last = painter.encode(painter.job({"prompt": "", "faces": "ann"}, {}), threading.Event())
+    words = ["--face", world / "people" / "ann.png", "--save-identity", tmp_path / "i.safetensors",
+             "--fusion", world / "fusion.safetensors", "--cache", world / "cache", "--quiet",
+             "--prompt", "two people", "--steps", 3, "--output", tmp_path / "saved"]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    assert last.person.name == "person.safetensors"
+    encoded, saved = Identity.load(last.person), Identity.load(tmp_path / "i.safetensors")
+    assert encoded.states.keys() == saved.states.keys()
+    for layer, states in saved.states.items():
+        assert np.array_equal(encoded.states[layer], states)
 
     stop = threading.Event()
     heard: list[News] = []
@@ -407,6 +426,21 @@ def test_two_visitors_at_once_one_cancelled_and_a_full_queue(client):
     answered = [job.result()[0][0] for job in others if job.exception() is None]
     assert len(answered) == 4 - len(errors) >= 2
     assert not any(scene for _, scene, _ in long.outputs())
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_a_crowd_is_answered_or_told_when_to_ask_again(site):
+    """Eight at once where two may wait: pictures for all, refusals before, promises mostly kept."""
+    scene = {**SCENE, "people": [{"faces": "ann"}], "num_images_per_prompt": 1}
+    first = ask(Visit(site[0]), Answer(0, seed=1), scene)
+    assert not first.error  # from then on it is known how long one takes
+    answers, _ = crowd(site[0], visitors=8, requests=12, scene=scene)
+    told = summary(answers)
+    assert (told["pictures"], told["errors"]) == (12, [])
+    assert told["refusals"] >= 9  # of twelve, one is made and two wait
+    assert told["promised"] >= 2
+    assert told["share_of_promise_p50"] <= 1
 
 
 @needs_gradio

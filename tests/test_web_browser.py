@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sample.formats import read_picture
+from sample.images import text_of
 from sample.web.places import COLOURS
 from sample.web.visitors import VARY_STRENGTH
 from tests.web_site import ROOT, pixels, server, unpacked, words, write_world
@@ -194,10 +195,10 @@ def command_line(world, archive, folder):
 
 
 def about(picture, folder):
-    """The job that a picture carries."""
+    """The job that a picture carries, as JSON."""
     path = folder / "picture.png"
     path.write_bytes(picture.getvalue())
-    return read_picture(path, given={"people": [], "image": None})
+    return json.loads(text_of(path))["job"]
 
 
 def test_two_people_drawn_with_the_mouse_are_the_command_lines(world, screen, chromium, tmp_path):
@@ -219,6 +220,8 @@ def test_two_people_drawn_with_the_mouse_are_the_command_lines(world, screen, ch
 
 def test_a_picture_is_started_from_varied_and_chosen(world, screen, chromium, tmp_path):
     screen.people(world / "me.png")
+    screen.click("#encode-1")
+    screen.until(lambda: screen.all("#encoded-1 a[download]"))
     first = screen.painted()
     assert "take the last picture, seed 0" in screen.all("#taken")[0].text
     screen.click("#more > button")
@@ -226,9 +229,9 @@ def test_a_picture_is_started_from_varied_and_chosen(world, screen, chromium, tm
     varied = screen.painted("vary")
     captions = [each.text for each in screen.all("#pictures .caption-label")]
     own = about(varied, tmp_path)
-    assert captions == [f"seed {own.seed}", f"seed {own.seed}: where each photo was looked at",
-                        "seed 0"]  # fmt: skip
-    assert own.strength == VARY_STRENGTH
+    seed = f"seed {own['seed']}"
+    assert captions == [seed, f"{seed}: where each photo was looked at", "seed 0"]
+    assert (own["image"], own["strength"]) == ("01_seed0.png", VARY_STRENGTH)
     scene = screen.downloaded(chromium[1])
     assert np.array_equal(pixels(varied), command_line(world, scene, tmp_path))
     assert (tmp_path / "scene" / "01_seed0.png").read_bytes() == first.getvalue()
@@ -241,7 +244,7 @@ def test_a_picture_is_started_from_varied_and_chosen(world, screen, chromium, tm
     screen.type("seed", "11")
     started = screen.painted()
     own = about(started, tmp_path)
-    assert (own.seed, own.strength) == (11, 0.5)
+    assert (own["image"], own["seed"], own["strength"]) == ("01_seed0.png", 11, 0.5)
     unpacked(screen.downloaded(chromium[1]), tmp_path / "started")
     assert (tmp_path / "started" / "01_seed0.png").read_bytes() == first.getvalue()
 
@@ -251,24 +254,28 @@ def test_a_visitor_waits_and_cancels_and_another_goes_on(screen, site, chromium)
     driver, _ = chromium
     screen.people()
     screen.type("num-inference-steps", "999")
-    screen.click("#paint")
-    screen.until(lambda: "step" in screen.status)
+    screen.type("num-images-per-prompt", "16")
     first = driver.current_window_handle
     driver.switch_to.new_window("window")
+    other = driver.current_window_handle
     second = Screen(driver, site[0])
     second.people()
     second.type("prompt", "x")
+    driver.switch_to.window(first)
+    screen.click("#paint")
+    screen.until(lambda: "step" in screen.status)
+    driver.switch_to.window(other)
     second.click("#paint")
     second.until(lambda: second.status.startswith("1 before you"))
     second.click("#cancel")
-    second.until(lambda: second.status == "stopped")
+    second.until(lambda: second.status == "stopped", 30)
     driver.close()
     driver.switch_to.window(first)
     assert "step" in screen.status
     screen.click("#again")
-    screen.until(lambda: any("nothing has been painted yet" in line for line in screen.told))
+    screen.until(lambda: any("nothing has been painted yet" in line for line in screen.told), 30)
     screen.click("#cancel")
-    screen.until(lambda: screen.status == "stopped")
+    screen.until(lambda: screen.status == "stopped", 60)
     assert screen.newest() is None
 
 

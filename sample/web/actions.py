@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import html
 import json
 import threading
@@ -145,51 +146,82 @@ class Actions:
         yield from self._painting(job, attention, visitor)
 
     def _painting(self, job: Job, attention: bool, visitor: Visitor) -> Iterator[dict[Any, Any]]:
+        def ended(news: News) -> dict[Any, Any]:
+            assert news.done is not None
+            visitor.add(news.done)
+            count = len(news.done.pictures)
+            tiles = [(str(tile.file), tile.caption) for tile in visitor.tiles]
+            line = f"{count} picture{'s' * (count > 1)}, seed {news.done.job.seed}"
+            return {
+                self.shown.status: status(line),
+                self.shown.seed: str(news.done.job.seed),
+                self.shown.gallery: gr.update(value=tiles, selected_index=None),
+                self.shown.scene: gr.update(value=str(news.done.scene), visible=True),
+                self.shown.taken: _taken(visitor),
+            }
+
+        work = functools.partial(self.painter.paint, job, attention)
+        yield from self._following(visitor, work, ended)
+
+    def encoder(self, file: Any) -> Callable[..., Iterator[dict[Any, Any]]]:
+        """What offers a person, encoded, in a component for files."""
+
+        def encode(
+            photos: list[str] | None, saved: str, crop: str, request: gr.Request
+        ) -> Iterator[dict[Any, Any]]:
+            with self._told():
+                faces = self._faces_of(photos, saved)
+                if not faces:
+                    raise UserError("this person has no photo; give one, or choose a saved person")
+                files = {str(face): face for face in faces}
+                job = self.painter.job({"prompt": "", "faces": list(files), "crop": crop}, files)
+
+            def ended(news: News) -> dict[Any, Any]:
+                line = "the person is encoded; the file is below the photos"
+                shown = gr.update(value=str(news.person), visible=True)
+                return {self.shown.status: status(line), file: shown}
+
+            work = functools.partial(self.painter.encode, job)
+            yield from self._following(self._visitor(request), work, ended)
+
+        return encode
+
+    def _following(
+        self,
+        visitor: Visitor,
+        work: Callable[[threading.Event], Iterator[News]],
+        ended: Callable[[News], dict[Any, Any]],
+    ) -> Iterator[dict[Any, Any]]:
+        """Shows the news of a job, and at its end what `ended` makes of the last."""
         if visitor.is_served:
-            line = "a picture of yours is under way; wait for it, or cancel it"
+            line = "a job of yours is under way; wait for it, or cancel it"
             raise gr.Error(line, print_exception=False)
         visitor.stop = stop = threading.Event()
+        no_glance = {self.shown.glance: gr.update(value=None, visible=False)}
         line, share = "it is checked", 0.0
-        yield {self.shown.status: status(line, share), self.shown.seed: str(job.seed)}
+        yield {self.shown.status: status(line, share)}
         try:
             with self._told():
-                for news in self.painter.paint(job, attention=attention, stop=stop):
+                for news in work(stop):
                     line, share = news.line or line, news.share or share
                     if news.warning:
                         gr.Warning(html.escape(self.painter.bare(news.warning)))
-                    yield self._shown(news, line, share, visitor)
+                    if news.is_last:
+                        yield {**ended(news), **no_glance}
+                        continue
+                    shown: dict[Any, Any] = {
+                        self.shown.status: status(html.escape(self.painter.bare(line)), share)
+                    }
+                    if news.glance is not None:
+                        shown[self.shown.glance] = gr.update(value=news.glance, visible=True)
+                    yield shown
         except StoppedError:
-            yield {
-                self.shown.status: status("stopped"),
-                self.shown.glance: gr.update(visible=False),
-            }
+            yield {self.shown.status: status("stopped"), **no_glance}
         except gr.Error as error:
-            yield {
-                self.shown.status: status(f"error: {error.message}"),
-                self.shown.glance: gr.update(visible=False),
-            }
+            yield {self.shown.status: status(f"error: {error.message}"), **no_glance}
             raise
-
-    def _shown(self, news: News, line: str, share: float, visitor: Visitor) -> dict[Any, Any]:
-        if news.done is None:
-            shown: dict[Any, Any] = {
-                self.shown.status: status(html.escape(self.painter.bare(line)), share)
-            }
-            if news.glance is not None:
-                shown[self.shown.glance] = gr.update(value=news.glance, visible=True)
-            return shown
-        visitor.add(news.done)
-        count = len(news.done.pictures)
-        tiles = [(str(tile.file), tile.caption) for tile in visitor.tiles]
-        return {
-            self.shown.status: status(
-                f"{count} picture{'s' * (count > 1)}, seed {news.done.job.seed}"
-            ),
-            self.shown.glance: gr.update(value=None, visible=False),
-            self.shown.gallery: gr.update(value=tiles, selected_index=None),
-            self.shown.scene: gr.update(value=str(news.done.scene), visible=True),
-            self.shown.taken: _taken(visitor),
-        }
+        finally:
+            stop.set()
 
     def stop(self, request: gr.Request) -> str:
         visitor = self._visitor(request)

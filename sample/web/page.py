@@ -63,7 +63,7 @@ class Page:
             [str(n) for n in range(PEOPLE + 1)], value="1", label="how many people",
             elem_id="count",
         )  # fmt: skip
-        self.rows, self.people = [], []
+        self.rows, self.people, self.encoded = [], [], []
         for number, colour in enumerate(COLOURS):
             with gr.Group(visible=number == 0) as row:
                 gr.HTML(
@@ -71,7 +71,8 @@ class Page:
                     f"person {number + 1}</b>", padding=True,
                 )  # fmt: skip
                 photos = gr.File(
-                    label="photos", file_count="multiple", file_types=list(ENDINGS), height=110,
+                    label="photos", file_count="multiple", height=110,
+                    file_types=[*ENDINGS, ".safetensors"],
                     elem_id=f"photos-{number + 1}",
                 )  # fmt: skip
                 mine = MINI_FACE.stem if number == 0 and MINI_FACE.stem in names else ""
@@ -84,8 +85,14 @@ class Page:
                 crops = gr.Image(
                     label="what is cut out", interactive=False, visible=False, height=280
                 )
+                keep = gr.Button("Encode to a file", size="sm", elem_id=f"encode-{number + 1}")
+                file = gr.File(
+                    label="encoded: for --face, or as a photo here", interactive=False,
+                    visible=False, elem_id=f"encoded-{number + 1}",
+                )  # fmt: skip
             self.rows.append(row)
             self.people.append((photos, saved, strength, box, crops))
+            self.encoded.append((keep, file))
         if names:
             with gr.Accordion("saved people", open=False):
                 self.saved: gr.Gallery | None = gr.Gallery(
@@ -220,6 +227,11 @@ class Page:
         self.paint.click(act.paint, inputs, results, **how)
         self.again.click(act.paint_again, self.attention, results, **how)
         self.vary.click(act.vary, self.attention, results, **how)
+        for (photos, saved, *_), (keep, file) in zip(self.people, self.encoded, strict=True):
+            keep.click(
+                act.encoder(file), [photos, saved, self.options["crop"]],
+                [self.status, self.glance, file], **how,
+            )  # fmt: skip
         self.cancel.click(act.stop, None, self.status, queue=False, **quick)
         self.gallery.select(act.choose_picture, None, [self.taken, self.text], queue=False, **quick)
         self.use.click(act.use_as_start, None, [self.start, self.start_panel], queue=False, **quick)

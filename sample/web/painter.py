@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +84,8 @@ class News(NamedTuple):
         share: of the steps, in [0, 1].
         glance: at the pictures.
         warning: that the visitor shall see.
-        done: at the end.
+        done: at the end of a painted job.
+        person: at the end of an encoded one, the file.
     """
 
     line: str = ""
@@ -92,6 +93,11 @@ class News(NamedTuple):
     glance: Image.Image | None = None
     warning: str = ""
     done: Done | None = None
+    person: Path | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.done is not None or self.person is not None
 
 
 class StoppedError(Exception):
@@ -200,7 +206,7 @@ class Painter:
         return crops_sheet([crops]), lines + reasons
 
     def paint(
-        self, job: Job, *, attention: bool = False, stop: threading.Event | None = None
+        self, job: Job, attention: bool = False, stop: threading.Event | None = None
     ) -> Iterator[News]:
         """Generates a job.
 
@@ -217,43 +223,63 @@ class Painter:
             StoppedError: if it was stopped.
         """
         stop = stop or threading.Event()
+
+        def work(news: Any) -> News:
+            return News(done=self._painted(job, attention, stop, news))
+
+        yield from self._in_turn(job, work, cost(job, self.side), stop)
+
+    def encode(self, job: Job, stop: threading.Event) -> Iterator[News]:
+        """Encodes the one person of a job, as `paint`; the last of the news has `person`."""
+
+        def work(news: Any) -> News:
+            path = self.new_folder() / "person.safetensors"
+            self._studio.people(job)[0].save(path)
+            return News(person=path)
+
+        yield from self._in_turn(job, work, cost(job, self.side), stop, is_usual=False)
+
+    def _in_turn(
+        self, job: Job, work: Callable[[Any], News], cost: float, stop: threading.Event,
+        is_usual: bool = True,
+    ) -> Iterator[News]:  # fmt: skip
+        """Waits, and works in a thread of its own; how long others wait is told by usual work."""
         news: queue.Queue[Any] = queue.Queue()
-        place = self._line.enter(cost(job, self.side))
-        work = (job, attention, stop, news, place)
-        threading.Thread(target=self._work, args=work, daemon=True).start()
+        place = self._line.enter(cost)
+
+        def thread() -> None:
+            self._heard.news, self._heard.files = news, _files_of(job)
+            seconds = None
+            try:
+                self._wait(place, stop, news)
+                self._bar.news, self._bar.place = news, place
+                runner = self._studio.pipe.runner
+                began = time.monotonic() - runner.compile_seconds
+                with full_disk_told():
+                    last = work(news)
+                if is_usual:
+                    seconds = time.monotonic() - runner.compile_seconds - began
+                news.put(last)
+            except UserError as error:
+                news.put(UserError(self.bare(error)))
+            except BaseException as error:  # whatever it is, the page must hear that this ended
+                news.put(error)
+            finally:
+                if place.began is not None:
+                    self._bar.news = self._bar.place = None
+                self._line.leave(place, seconds)
+
+        threading.Thread(target=thread, daemon=True).start()
         try:
             while True:
                 item = news.get()
                 if isinstance(item, BaseException):
                     raise item
                 yield item
-                if item.done is not None:
+                if item.is_last:
                     return
         finally:  # also where nobody listens any more
             stop.set()
-
-    def _work(
-        self, job: Job, attention: bool, stop: threading.Event, news: Any, place: Place
-    ) -> None:
-        self._heard.news, self._heard.files = news, _files_of(job)
-        seconds = None
-        try:
-            self._wait(place, stop, news)
-            self._bar.news, self._bar.place = news, place
-            runner = self._studio.pipe.runner
-            began = time.monotonic() - runner.compile_seconds
-            with full_disk_told():
-                done = self._painted(job, attention, stop, news)
-            seconds = time.monotonic() - runner.compile_seconds - began
-            news.put(News(done=done))
-        except UserError as error:
-            news.put(UserError(self.bare(error)))
-        except BaseException as error:  # whatever it is, the page must hear that this ended
-            news.put(error)
-        finally:
-            if place.began is not None:
-                self._bar.news = self._bar.place = None
-            self._line.leave(place, seconds)
 
     def _wait(self, place: Place, stop: threading.Event, news: Any) -> None:
         """Until it is this place's turn; meanwhile how long it will be is told each second."""
