@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed"),
 ]
 STEPS = 3
+SLOW_FRAMES = "window.requestAnimationFrame = f => setTimeout(() => f(performance.now()), 200)"
 PATIENCE = 300  # seconds; the first picture is compiled
 
 
@@ -73,6 +74,8 @@ class Screen:
 
     def __init__(self, driver, url):
         self.driver, self.url = driver, url
+        # The canvas is drawn anew in every frame, without a graphics card at the cost of a core.
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SLOW_FRAMES})
         driver.get(url)
         self.until(lambda: self.all("#places canvas") and self.all("#paint"))
 

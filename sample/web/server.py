@@ -55,6 +55,7 @@ def serve(painter: "Painter", *, host: str, port: int, upload_mb: float) -> None
     # Who waits for the model, waits in the painter's own line; gradio's is never full before it.
     threads = painter.limits.waiting + _THREADS
     blocks.queue(max_size=threads, api_open=False)
+    _forget_old_events(blocks, keep=10 * threads)
     people = painter.people
     closed = people is not None and not painter.folder.is_relative_to(people)
     try:
@@ -73,6 +74,14 @@ def serve(painter: "Painter", *, host: str, port: int, upload_mb: float) -> None
         blocks.block_thread()
     finally:
         shutil.rmtree(painter.folder, ignore_errors=True)
+
+
+def _forget_old_events(blocks: Any, keep: int) -> None:
+    """Has gradio's queue keep the last requests only; it keeps all that ever were."""
+    from gradio.utils import LRUCache
+
+    blocks._queue.event_ids_to_events = LRUCache(keep)
+    blocks._queue.event_analytics = LRUCache(keep)
 
 
 def _refuse_links(block: Any) -> None:
