@@ -161,7 +161,7 @@ class Screen:
         return self.fetched(self.newest())
 
     def newest(self):
-        images = self.all("#pictures img")
+        images = self.all("#pictures .thumbnail-item img")
         return images[0].get_attribute("src") if images else None
 
     def fetched(self, address):

@@ -204,6 +204,7 @@ class Actions:
             with self._told():
                 for news in work(stop):
                     line, share = news.line or line, news.share or share
+                    line = "stopping after this step …" if stop.is_set() else line
                     if news.warning:
                         gr.Warning(html.escape(self.painter.bare(news.warning)))
                     if news.is_last:
@@ -223,13 +224,14 @@ class Actions:
         finally:
             stop.set()
 
-    def stop(self, request: gr.Request) -> str:
+    def stop(self, request: gr.Request) -> Any:
+        """Stops the visitor's job, which tells it itself: two answers could come in any order."""
         visitor = self._visitor(request)
         if not visitor.is_served:
             return status("nothing is being painted")
         assert visitor.stop is not None
         visitor.stop.set()
-        return status("stopping after this step …")
+        return gr.skip()
 
     def choose_picture(self, chosen: gr.SelectData, request: gr.Request) -> tuple[str, str]:
         """A picture of the gallery is taken from now on; what it carries is shown."""
