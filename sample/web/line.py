@@ -1,8 +1,7 @@
 """The line of those who wait for the model: first come, first served, and each is told how long.
 
 How long comes from what the last jobs took, each by what it cost: pixels times steps. The time
-that is told is one that nine of ten jobs keep. Jobs that had to be compiled for, which nobody
-foresees, do not count.
+that is told is one that nine of ten jobs keep; compiling, which nobody foresees, is not in it.
 """
 
 import collections

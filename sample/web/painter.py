@@ -254,11 +254,11 @@ class Painter:
                 self._wait(place, stop, news)
                 self._bar.news, self._bar.place = news, place
                 runner = self._studio.pipe.runner
-                began, compiled = time.monotonic(), runner.compile_seconds
+                began = time.monotonic() - runner.compile_seconds
                 with full_disk_told():
                     last = work(news)
-                if is_usual and runner.compile_seconds == compiled:
-                    seconds = time.monotonic() - began
+                if is_usual:
+                    seconds = time.monotonic() - runner.compile_seconds - began
                 news.put(last)
             except UserError as error:
                 news.put(UserError(self.bare(error)))
