@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.web_load import Answer, Visit, ask, crowd, seconds_of, summary
 from fusionjax.errors import UserError
 from fusionjax.identity import Identity
 from sample.__main__ import main
@@ -24,19 +25,14 @@ from sample.formats import read_picture, read_scene
 from sample.inputs import Remembered
 from sample.job import Job, Person
 from sample.options import parse
+from sample.progress import duration
 from sample.web.asked import check_pixels, job_of, saved_people, uploaded, uploads
 from sample.web.painter import Limits, News, Painter, StoppedError
 from sample.web.places import COLOURS, canvas, drawn_masks, read_box
 from sample.web.preview import fit_colours, glance
 from sample.web.scene import write_scene
 from tests import tiny
-
-ROOT = Path(__file__).parents[1]
-
-
-def pixels(path):
-    return np.asarray(Image.open(path)).astype(int)
-
+from tests.web_site import ROOT, pixels, server, unpacked, words, write_world
 
 # What is asked for, without a model.
 
@@ -202,27 +198,22 @@ def test_a_scene_has_its_files_beside_it(files, tmp_path):
         assert (folder / stored).read_bytes() == Path(own).read_bytes()
 
 
+def test_a_time_is_read_as_the_page_writes_it():
+    for seconds in (0, 7, 59, 60, 80, 3600 + 120):
+        assert seconds_of(duration(seconds)) == seconds
+
+
 # With a model: in this process.
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A base model and an adapter as files, a folder of saved people, and compiled programs."""
-    folder = tmp_path_factory.mktemp("world")
-    tiny.write_tiny(folder)
-    (folder / "people").mkdir()
-    for name, seed in (("ann", 1), ("ben", 2)):
-        Image.fromarray(tiny.photo(seed)).save(folder / "people" / f"{name}.png")
-    Image.fromarray(tiny.photo(3)).save(folder / "me.png")
-    Image.fromarray(tiny.photo(4, 200)).save(folder / "wall.png")  # nobody's face
-    return folder
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def command_line(world, archive, folder):
     """The pixels that `python -m sample` makes of a downloaded scene."""
-    with zipfile.ZipFile(archive) as file:
-        file.extractall(folder / "scene")
-    words = ["--scene", folder / "scene" / "scene.yaml", "--output", folder / "out",
+    words = ["--scene", unpacked(archive, folder / "scene"), "--output", folder / "out",
              "--cache", world / "cache", "--quiet"]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     return [pixels(path) for path in sorted((folder / "out").glob("*_seed*.png"))]
@@ -251,6 +242,7 @@ def test_a_job_is_painted_and_its_scene_repeats_it(world, tmp_path):
     assert {image.size for image in glances} == {(640, 320)}
     done = news[-1].done
     assert [path.name for path in done.pictures] == ["01_seed5.png", "02_seed6.png"]
+    assert done.seeds == [5, 6]
     assert [path.name for path in done.maps] == [
         "01_seed5_attention.png", "02_seed6_attention.png"
     ]  # fmt: skip
@@ -260,6 +252,17 @@ def test_a_job_is_painted_and_its_scene_repeats_it(world, tmp_path):
     assert len(again) == 2
     for path, repeated in zip(done.pictures, again, strict=True):
         assert np.array_equal(pixels(path), repeated)
+
+    *_, last = painter.encode(painter.job({"prompt": "", "faces": "ann"}, {}), threading.Event())
+    words = ["--face", world / "people" / "ann.png", "--save-identity", tmp_path / "i.safetensors",
+             "--fusion", world / "fusion.safetensors", "--cache", world / "cache", "--quiet",
+             "--prompt", "two people", "--steps", 3, "--output", tmp_path / "saved"]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    assert last.person.name == "person.safetensors"
+    encoded, saved = Identity.load(last.person), Identity.load(tmp_path / "i.safetensors")
+    assert encoded.states.keys() == saved.states.keys()
+    for layer, states in saved.states.items():
+        assert np.array_equal(encoded.states[layer], states)
 
     stop = threading.Event()
     heard: list[News] = []
@@ -292,28 +295,10 @@ needs_gradio = pytest.mark.skipif(
 )
 
 
-def server(words, folder):
-    """Starts the command, and waits for its address; its process is ended by the caller."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fusionjax", "web", "--port", str(port), *map(str, words)],
-            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
-        )  # fmt: skip
-    line = process.stdout.readline()
-    assert line == f"the page is at http://127.0.0.1:{port}/\n", (folder / "log").read_text()
-    return process, f"http://127.0.0.1:{port}"
-
-
 @pytest.fixture(scope="module")
 def site(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    words = ["--fusion", world / "fusion.safetensors", "--cache", world / "cache",
-             "--people", world / "people", "--queue", 2, "--upload-mb", 0.5]  # fmt: skip
-    process, url = server(words, folder)
+    process, url = server([*words(world), "--queue", 2, "--upload-mb", 0.5], folder)
     yield url, folder
     process.send_signal(signal.SIGINT)
     with process.stdout:
@@ -441,6 +426,21 @@ def test_two_visitors_at_once_one_cancelled_and_a_full_queue(client):
     answered = [job.result()[0][0] for job in others if job.exception() is None]
     assert len(answered) == 4 - len(errors) >= 2
     assert not any(scene for _, scene, _ in long.outputs())
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_a_crowd_is_answered_or_told_when_to_ask_again(site):
+    """Eight at once where two may wait: pictures for all, refusals before, promises mostly kept."""
+    scene = {**SCENE, "people": [{"faces": "ann"}], "num_images_per_prompt": 1}
+    for seed in (1, 2):  # from then on it is known how long one takes
+        assert not ask(Visit(site[0]), Answer(0, seed), scene).error
+    answers, _ = crowd(site[0], visitors=8, requests=12, scene=scene)
+    told = summary(answers)
+    assert (told["pictures"], told["errors"]) == (12, [])
+    assert told["refusals"] >= 9  # of twelve, one is made and two wait
+    assert told["promised"] >= 2
+    assert told["share_of_promise_p50"] <= 1
 
 
 @needs_gradio

@@ -94,10 +94,10 @@ def _run(args: argparse.Namespace, rest: list[str]) -> None:
 
     from sample.web.painter import Limits, Painter
 
-    painter = Painter(options, job, folder, people, Limits())
+    painter = Painter(options, job, folder, people, Limits(waiting=args.queue))
     if not _is_own(args.host):
         print(f"warning: everybody who reaches {args.host} can use the page", file=sys.stderr)
-    serve(painter, host=args.host, port=args.port, waiting=args.queue, upload_mb=args.upload_mb)
+    serve(painter, host=args.host, port=args.port, upload_mb=args.upload_mb)
 
 
 def _check(args: argparse.Namespace, options: Options) -> None:

@@ -1,7 +1,7 @@
 """One model, loaded once, and those who wait for it: a job comes in, news of it goes out.
 
-Each job is generated in a thread of its own, one after the other; the page reads the news as they
-come. A job is stopped between two of its steps.
+Each job has a thread of its own, which waits for its turn and then generates; the page reads the
+news as they come. A job is stopped while it waits, or between two of its steps.
 """
 
 import collections
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from PIL import Image
 
 from fusionjax.errors import UserError
 from fusionjax.files import full_disk_told
+from fusionjax.photos import read_photo
 from sample.device import chosen
 from sample.formats import write_picture
 from sample.inputs import checksums, file_of, pictures_of
@@ -31,10 +32,12 @@ from sample.progress import Bar, duration
 from sample.sheet import share_map
 from sample.studio import Studio, completed, is_embedded
 from sample.web import asked
+from sample.web.line import Line, Place, cost
 from sample.web.preview import fit_colours, glance
 from sample.web.scene import write_scene
 
 _SECONDS = 0.5  # between two glances at a picture
+_UNHEARD = 30  # news that nobody takes: who asked is gone
 _KEPT = 400  # folders of drawings and pictures, of all visitors
 
 
@@ -46,11 +49,13 @@ class Limits:
         pixels: of a picture, after all passes.
         images: of a job.
         photo_pixels: of an upload.
+        waiting: jobs that wait for their turn.
     """
 
     pixels: int = 2048 * 2048
     images: int = 16
     photo_pixels: int = 50_000_000
+    waiting: int = 20
 
 
 class Done(NamedTuple):
@@ -59,12 +64,14 @@ class Done(NamedTuple):
     Attributes:
         job: with every value settled.
         pictures: as files, each with its text.
+        seeds: of the pictures.
         maps: where photos were attended to, beside each picture, where that was asked for.
         scene: the archive that repeats them.
     """
 
     job: Job
     pictures: list[Path]
+    seeds: list[int]
     maps: list[Path]
     scene: Path
 
@@ -77,7 +84,8 @@ class News(NamedTuple):
         share: of the steps, in [0, 1].
         glance: at the pictures.
         warning: that the visitor shall see.
-        done: at the end.
+        done: at the end of a painted job.
+        person: at the end of an encoded one, the file.
     """
 
     line: str = ""
@@ -85,6 +93,11 @@ class News(NamedTuple):
     glance: Image.Image | None = None
     warning: str = ""
     done: Done | None = None
+    person: Path | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.done is not None or self.person is not None
 
 
 class StoppedError(Exception):
@@ -97,9 +110,12 @@ class _Bar(Bar):
     def __init__(self) -> None:
         super().__init__(sys.stderr)
         self.news: queue.Queue[Any] | None = None
+        self.place: Place | None = None
 
     def __call__(self, stage: str, done: int, of: int, seconds: float) -> None:
         if self.news is not None and stage == "steps":
+            if self.place is not None:
+                self.place.seconds_left = seconds * (of - done)
             left = f", {duration(seconds * (of - done))} left" if done < of else ""
             self.news.put(News(f"step {done} of {of}{left}", done / of))
 
@@ -134,7 +150,7 @@ class Painter:
         self._studio = Studio(models, options, self._bar, devices)
         self.side = self._studio.pipe.photo_side
         self.is_embedded = is_embedded(models)
-        self._alone = threading.Lock()
+        self._line = Line(limits.waiting)
         self._heard = threading.local()
         self._folders: collections.deque[Path] = collections.deque()
         warnings.showwarning = self._hear
@@ -143,11 +159,11 @@ class Painter:
         """Reads what is asked for, see `asked.job_of`; saved people can be named too."""
         people = asked.saved_people(self.people)
         job = completed(asked.job_of(values, {**people, **files}, self.models))
-        self._check(job)
+        self.check(job)
         return job
 
-    def _check(self, job: Job) -> None:
-        """Raises UserError for more than may be asked for."""
+    def check(self, job: Job) -> None:
+        """Raises UserError for more than may be asked for, and for files that are gone."""
         most = self.limits
         pixels = (job.height or self.side) * (job.width or self.side) * (job.upscale or 1) ** 2
         if pixels > most.pixels:
@@ -167,6 +183,16 @@ class Painter:
         files = getattr(self._heard, "files", ())
         return asked.bare(str(message), (self.folder, self.people), files)
 
+    def photo(self, path: Path) -> Image.Image:
+        """A photo, as it is read.
+
+        Raises:
+            UserError: if it cannot be, or is too large.
+        """
+        self._heard.files = [str(path)]
+        asked.check_pixels(path, self.limits.photo_pixels)
+        return read_photo(path)
+
     def crops(self, faces: list[Path], crop: str) -> tuple[Image.Image, list[str]]:
         """What is cut out of photos, as a sheet, and what there is to say about them."""
         from sample.crops import crops_of, crops_sheet
@@ -180,7 +206,7 @@ class Painter:
         return crops_sheet([crops]), lines + reasons
 
     def paint(
-        self, job: Job, *, attention: bool = False, stop: threading.Event | None = None
+        self, job: Job, attention: bool = False, stop: threading.Event | None = None
     ) -> Iterator[News]:
         """Generates a job.
 
@@ -193,41 +219,81 @@ class Painter:
             News, the last of which has `done`.
 
         Raises:
-            UserError: if something is wrong with it.
+            UserError: if something is wrong with it, or too many wait.
             StoppedError: if it was stopped.
         """
         stop = stop or threading.Event()
+
+        def work(news: Any) -> News:
+            return News(done=self._painted(job, attention, stop, news))
+
+        yield from self._in_turn(job, work, cost(job, self.side), stop)
+
+    def encode(self, job: Job, stop: threading.Event) -> Iterator[News]:
+        """Encodes the one person of a job, as `paint`; the last of the news has `person`."""
+
+        def work(news: Any) -> News:
+            path = self.new_folder() / "person.safetensors"
+            self._studio.people(job)[0].save(path)
+            return News(person=path)
+
+        yield from self._in_turn(job, work, cost(job, self.side), stop, is_usual=False)
+
+    def _in_turn(
+        self, job: Job, work: Callable[[Any], News], cost: float, stop: threading.Event,
+        is_usual: bool = True,
+    ) -> Iterator[News]:  # fmt: skip
+        """Waits, and works in a thread of its own; how long others wait is told by usual work."""
         news: queue.Queue[Any] = queue.Queue()
-        work = threading.Thread(target=self._work, args=(job, attention, stop, news), daemon=True)
-        work.start()
+        place = self._line.enter(cost)
+
+        def thread() -> None:
+            self._heard.news, self._heard.files = news, _files_of(job)
+            seconds = None
+            try:
+                self._wait(place, stop, news)
+                self._bar.news, self._bar.place = news, place
+                runner = self._studio.pipe.runner
+                began = time.monotonic() - runner.compile_seconds
+                with full_disk_told():
+                    last = work(news)
+                if is_usual:
+                    seconds = time.monotonic() - runner.compile_seconds - began
+                news.put(last)
+            except UserError as error:
+                news.put(UserError(self.bare(error)))
+            except BaseException as error:  # whatever it is, the page must hear that this ended
+                news.put(error)
+            finally:
+                if place.began is not None:
+                    self._bar.news = self._bar.place = None
+                self._line.leave(place, seconds)
+
+        threading.Thread(target=thread, daemon=True).start()
         try:
             while True:
                 item = news.get()
                 if isinstance(item, BaseException):
                     raise item
                 yield item
-                if item.done is not None:
+                if item.is_last:
                     return
         finally:  # also where nobody listens any more
             stop.set()
 
-    def _work(self, job: Job, attention: bool, stop: threading.Event, news: Any) -> None:
-        with self._alone:
-            self._bar.news, self._heard.news = news, news
-            self._heard.files = _files_of(job)
-            try:
-                with full_disk_told():
-                    news.put(News(done=self._painted(job, attention, stop, news)))
-            except UserError as error:
-                news.put(UserError(self.bare(error)))
-            except BaseException as error:  # whatever it is, the page must hear that this ended
-                news.put(error)
-            finally:
-                self._bar.news = None
+    def _wait(self, place: Place, stop: threading.Event, news: Any) -> None:
+        """Until it is this place's turn; meanwhile how long it will be is told each second."""
+        pause = 0.0
+        while not self._line.wait(place, pause):
+            pause = 1.0
+            if stop.is_set() or news.qsize() > _UNHEARD:
+                raise StoppedError
+            news.put(News(self._line.told(place)))
 
     def _painted(self, job: Job, attention: bool, stop: threading.Event, news: Any) -> Done:
         if stop.is_set():
             raise StoppedError
+        news.put(News("it begins"))
         studio = self._studio
         job, settings = studio.resolved(job)
         requests = studio.requests(job, settings)
@@ -245,7 +311,7 @@ class Painter:
 
         folder = self.new_folder()
         sums, models = checksums(job), studio.pipe.fingerprints
-        pictures, maps = [], []
+        pictures, seeds, maps = [], [], []
         done = studio.generate(
             requests, settings, even_batch(len(requests), studio.batch_size),
             attention_share=attention and bool(people), on_step_end=after_step,
@@ -257,6 +323,7 @@ class Painter:
             path = folder / f"{index + 1:02d}_seed{own.seed}.png"
             write_picture(path, each.pixels, own, sums, models)
             pictures.append(path)
+            seeds.append(own.seed)
             if each.attention_share is not None:
                 maps.append(path.with_name(f"{path.stem}_attention.png"))
                 picture = Image.fromarray(each.pixels)
@@ -267,7 +334,7 @@ class Painter:
             )
         scene = folder / "scene.zip"
         write_scene(scene, job)
-        return Done(job, pictures, maps, scene)
+        return Done(job, pictures, seeds, maps, scene)
 
     def new_folder(self) -> Path:
         """A folder under a name that nobody guesses; the oldest are removed."""

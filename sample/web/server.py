@@ -15,6 +15,8 @@ from sample.web import asked
 if TYPE_CHECKING:
     from sample.web.painter import Painter
 
+_THREADS = 40  # for what does not wait for the model
+
 
 def own_folder() -> Path:
     """A folder for all that visitors bring and get, which nobody else on the machine can enter.
@@ -27,14 +29,13 @@ def own_folder() -> Path:
     return folder
 
 
-def serve(painter: "Painter", *, host: str, port: int, waiting: int, upload_mb: float) -> None:
+def serve(painter: "Painter", *, host: str, port: int, upload_mb: float) -> None:
     """Serves the page until Ctrl-C.
 
     Args:
         painter: does what it asks for; its folder is removed at the end.
         host: the address to listen on.
         port: likewise.
-        waiting: requests that may wait for their turn.
         upload_mb: the largest upload in megabytes.
 
     Raises:
@@ -48,10 +49,13 @@ def serve(painter: "Painter", *, host: str, port: int, waiting: int, upload_mb: 
     Image.MAX_IMAGE_PIXELS = painter.limits.photo_pixels // 2
     blocks = Page(painter).blocks
     with blocks:
-        gr.api(_endpoint(painter), api_name="paint", concurrency_id="model", concurrency_limit=1)
+        gr.api(_endpoint(painter), api_name="paint", concurrency_limit=None)
     for block in blocks.blocks.values():
         _refuse_links(block)
-    blocks.queue(max_size=waiting, api_open=False)
+    # Who waits for the model, waits in the painter's own line; gradio's is never full before it.
+    threads = painter.limits.waiting + _THREADS
+    blocks.queue(max_size=threads, api_open=False)
+    _forget_old_events(blocks, keep=10 * threads)
     people = painter.people
     closed = people is not None and not painter.folder.is_relative_to(people)
     try:
@@ -59,7 +63,7 @@ def serve(painter: "Painter", *, host: str, port: int, waiting: int, upload_mb: 
             server_name=host, server_port=port, max_file_size=round(upload_mb * 2**20),
             allowed_paths=[], blocked_paths=[str(people)] if closed else [],
             show_error=False, quiet=True, prevent_thread_lock=True, share=False, ssr_mode=False,
-            enable_monitoring=False, state_session_capacity=200,
+            enable_monitoring=False, state_session_capacity=200, max_threads=threads,
         )  # fmt: skip
     except OSError as error:
         raise UserError(
@@ -70,6 +74,14 @@ def serve(painter: "Painter", *, host: str, port: int, waiting: int, upload_mb: 
         blocks.block_thread()
     finally:
         shutil.rmtree(painter.folder, ignore_errors=True)
+
+
+def _forget_old_events(blocks: Any, keep: int) -> None:
+    """Has gradio's queue keep the last requests only; it keeps all that ever were."""
+    from gradio.utils import LRUCache
+
+    blocks._queue.event_ids_to_events = LRUCache(keep)
+    blocks._queue.event_analytics = LRUCache(keep)
 
 
 def _refuse_links(block: Any) -> None:
