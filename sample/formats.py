@@ -24,7 +24,6 @@ that `--from` repeats it exactly or says what has changed.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -39,7 +38,7 @@ from fusionjax.options import current_name
 from fusionjax.schema import parse_json
 from sample.images import save, text_of
 from sample.inputs import Remembered, find, named
-from sample.job import Job, Person
+from sample.job import ONE_PERSON, Job
 from sample.trust import FILES
 
 _VERSION = 3
@@ -47,7 +46,6 @@ _READABLE = (1, 2, 3)  # 1 has some names of old; 1 and 2 tell the folders of fi
 _PARTS = ("job", "files", "models")
 _LONGEST_NAME = 200
 _MOST_BYTES = 1_000_000  # of a scene, and of a row
-_PERSON = tuple(field.name for field in dataclasses.fields(Person))
 
 # What requests share: the models.
 _SAME_FOR_ALL = (
@@ -200,7 +198,7 @@ def read_picture(
     about = _read_about(path)
     anew = set(FILES) & given.keys()
     if {"people", "faces", "fresh"} & given.keys():
-        anew |= {"people", *_PERSON}
+        anew |= {"people", *ONE_PERSON}
     values = {name: v for name, v in about["job"].items() if current_name(name) not in anew}
     try:
         found = find(

@@ -100,7 +100,7 @@ class Person:
             raise UserError(f"box has {len(self.box)} numbers; it needs left, top, right, bottom")
 
 
-_ONE_PERSON = tuple(
+ONE_PERSON = tuple(
     f.name for f in dataclasses.fields(Person) if f.metadata.get("flags") is not None
 )
 
@@ -205,7 +205,7 @@ class Job(Settings, Description):
         values = _by_current_name(values)
         if values.get("seed") == RANDOM:
             values["seed"] = secrets.randbelow(LARGEST_SEED - MOST_IMAGES)
-        person = {name: values.pop(name) for name in _ONE_PERSON if name in values}
+        person = {name: values.pop(name) for name in ONE_PERSON if name in values}
         if person:
             if "people" in values:
                 raise UserError(f"{next(iter(person))} and people are both given; use people")
@@ -256,7 +256,7 @@ def _read(cls: Any, values: Mapping[str, Any], folder: Path | None) -> dict[str,
     find: Callable[[str, Path | None], str]
     for name, value in values.items():
         if name not in fields:
-            raise UserError(unknown_name(str(name), [*fields, *_ONE_PERSON]))
+            raise UserError(unknown_name(str(name), [*fields, *ONE_PERSON]))
         if name == "people":
             continue
         read[name] = _typed(name, value, fields[name].type)

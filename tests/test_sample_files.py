@@ -133,6 +133,11 @@ def test_people_given_anew_need_no_old_photo(written, photo):
     photo.unlink()
     assert read_picture(path, given={"fresh": 7}).people == ()
     assert read_picture(path, given={"people": []}).prompt == "Größe 雪"
+    job = Job(prompt="x", image=str(photo), strength=0.3)
+    start = photo.with_name("start.png")
+    Image.fromarray(PIXELS).save(photo)
+    write_picture(start, PIXELS, job, checksums(job), {})
+    assert read_picture(start, given={"fresh": 7}).strength == 0.3  # the start's, not a person's
     with pytest.raises(UserError, match=r"was painted from ann.png"):
         read_picture(path, given={"seed": 7})
 
