@@ -91,9 +91,13 @@ class Actions:
         rows = [values[4 * n : 4 * n + 4] for n in range(PEOPLE)][: int(count)]
         drawn, start, attention, *rest = values[4 * PEOPLE :]
         options = dict(zip(self.options, rest, strict=True))
-        with self._told():
-            asked, files = self._asked(options, rows, drawn, start)
-            job = self.painter.job(asked, files)
+        try:
+            with self._told():
+                asked, files = self._asked(options, rows, drawn, start)
+                job = self.painter.job(asked, files)
+        except gr.Error as error:
+            yield self._refused(error)
+            raise
         yield from self._painting(job, attention, self._visitor(request))
 
     def _asked(
@@ -140,9 +144,13 @@ class Actions:
     ) -> Iterator[dict[Any, Any]]:
         """Paints what comes of the picture that is taken."""
         visitor = self._visitor(request)
-        with self._told():
-            job = changed(visitor.taken)
-            self.painter.check(job)
+        try:
+            with self._told():
+                job = changed(visitor.taken)
+                self.painter.check(job)
+        except gr.Error as error:
+            yield self._refused(error)
+            raise
         yield from self._painting(job, attention, visitor)
 
     def _painting(self, job: Job, attention: bool, visitor: Visitor) -> Iterator[dict[Any, Any]]:
@@ -219,10 +227,14 @@ class Actions:
         except StoppedError:
             yield {self.shown.status: status("stopped"), **no_glance}
         except gr.Error as error:
-            yield {self.shown.status: status(f"error: {error.message}"), **no_glance}
+            yield {**self._refused(error), **no_glance}
             raise
         finally:
             stop.set()
+
+    def _refused(self, error: gr.Error) -> dict[Any, Any]:
+        """What went wrong stays on the page when its note at the corner has gone."""
+        return {self.shown.status: status(f"error: {error.message}")}
 
     def stop(self, request: gr.Request) -> Any:
         """Stops the visitor's job, which tells it itself: two answers could come in any order."""
