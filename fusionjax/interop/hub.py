@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 
 from fusionjax.errors import UserError
+from fusionjax.files import has_ending
 from fusionjax.safetensors_file import shards_of
 
 ADAPTER = "adapter.safetensors"  # in a folder, also as it lies on the hub
@@ -108,7 +109,7 @@ def download_one(source: str, name: str | None, preferred: Sequence[str]) -> Pat
     for known in preferred:
         if (folder / known).is_file():
             return folder / known
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.iterdir() if has_ending(path, (".safetensors",)))
     if not files:
         try:
             names = [Path(n) for n in list_repo_files(source) if n.endswith(".safetensors")]
