@@ -10,6 +10,7 @@
     fusionjax evaluate --output DIR …                 tables and contact sheets
     fusionjax figure NAME --output sheet.png          one of the paper's sheets, for your own model
     fusionjax cache …                                 a dataset's latents, computed once
+    fusionjax watermark IMAGE…                        the hidden letters of images
     fusionjax web …                                   a page in the browser
 
 `fusionjax COMMAND --help` says more; `python -m fusionjax`, `python -m sample` and
@@ -33,6 +34,7 @@ _ELSEWHERE = {
     "report": "train.report",
     "sample": "sample.__main__",
     "train": "train.main",
+    "watermark": "sample.watermark_command",
     "web": "sample.web.command",
 }
 

@@ -7,6 +7,8 @@ from typing import Any
 from fusionjax.errors import UserError, told
 from fusionjax.schema import typed
 
+WATERMARK_BYTES = 8
+"""Most of a watermark's text, in UTF-8."""
 _LONGEST_TEXT = 20_000  # characters; a text encoder reads some 300
 
 
@@ -78,3 +80,11 @@ def check_outpaint(value: Any) -> tuple[int, ...]:
             "left, top, right, bottom"
         )
     return borders
+
+
+def check_watermark(text: str) -> None:
+    """Raises UserError if a watermark's text is too long, or holds a zero, which ends it."""
+    if (count := len(text.encode())) > WATERMARK_BYTES:
+        raise UserError(f"watermark is {told(text)}, {count} bytes; it may have {WATERMARK_BYTES}")
+    if "\0" in text:
+        raise UserError(f"watermark is {told(text)}; it must not hold the character 0")

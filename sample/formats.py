@@ -27,6 +27,7 @@ import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -276,8 +277,17 @@ def write_picture(
     """
     from PIL import Image
 
+    from fusionjax.watermark import embed, read
+
     values, files = named(job, sums)
     about = {"version": _VERSION, "job": values, "files": files, "models": models}
+    if job.watermark:
+        pixels = embed(pixels, job.watermark)
+        if read(pixels) != job.watermark:
+            warnings.warn(
+                f"{path} is too small for a watermark ({pixels.shape[1]}×{pixels.shape[0]}): it "
+                "cannot be read back", stacklevel=2,
+            )  # fmt: skip
     save(
         Image.fromarray(pixels),
         path,

@@ -35,6 +35,7 @@ from fusionjax.options import (
     option,
     unknown_name,
 )
+from fusionjax.ranges import WATERMARK_BYTES, check_watermark
 from fusionjax.schema import typed
 from sample.links import is_link
 
@@ -122,6 +123,10 @@ class Job(Settings, Description):
         1, "images to generate", group=HOW, limits=(1, MOST_IMAGES), metavar="N",
         flags=("--num-images-per-prompt", "--num-images"),
     )  # fmt: skip
+    watermark: str = option(
+        "", f"letters to hide in the images' grey levels, at most {WATERMARK_BYTES} bytes; "
+        "`fusionjax watermark` reads them", group=HOW, metavar="TEXT",
+    )  # fmt: skip
     base: str | None = option(
         None, "diffusers folder, checkpoint file, or hub id (default: the one that --fusion was "
         "trained on)", group=MODELS, path="source", metavar="SOURCE",
@@ -168,6 +173,7 @@ class Job(Settings, Description):
         Description.__post_init__(self)
         Settings.__post_init__(self)
         check_guidance(self, self)
+        check_watermark(self.watermark)
         # The last image's seed must be one too.
         check_number("seed", self.seed, 0, LARGEST_SEED - (self.num_images_per_prompt - 1))
         given = {f.name for f in dataclasses.fields(self) if _is_given(getattr(self, f.name), f)}

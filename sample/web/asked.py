@@ -26,7 +26,7 @@ _NOT_HERE = {
     field.name
     for field in fields(Job)
     if field.metadata.get("group") == MODELS or field.metadata.get("path") == "source"
-}
+} | {"watermark"}
 _MOST_PEOPLE, _MOST_FACES = 8, 16  # of a picture, of a person
 
 

@@ -11,7 +11,7 @@ programs use it.
 
 The options of `python -m sample` that name models and devices go here too: --base, --fusion,
 --vae, --lora, --textual-inversion, --controlnet, --prediction-type, --dtype, --device,
---batch-size, --cache, --trust.
+--batch-size, --cache, --trust; and --watermark, for all pictures of the page.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from sample.job import Job
 from sample.options import Options, flag_of, parse
 
 _OF_DEVICES = {"device", "batch_size", "cache", "trust", "quiet"}
+_OF_PICTURES = {"controlnet", "watermark"}  # of all of them
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,7 +113,7 @@ def _check(args: argparse.Namespace, options: Options) -> None:
     if args.people is not None and not args.people.is_dir():
         raise UserError(f"--people is {args.people}, which is no folder")
     models = {f.name for f in dataclasses.fields(Job) if f.metadata.get("group") == MODELS}
-    if said := options.said() - models - {"controlnet"} - _OF_DEVICES:
+    if said := options.said() - models - _OF_PICTURES - _OF_DEVICES:
         raise UserError(f"{flag_of(min(said))} is said on the page, not where it is started")
 
 
