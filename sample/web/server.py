@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from sample.web.painter import Painter
 
 _THREADS = 40  # for what does not wait for the model
+# Visitors, and calls of programs, whose state gradio keeps: 0.2 MiB each. Where one's has gone, it
+# makes it anew.
+_SESSIONS = 50
+# gradio's client loses the answer that comes before it has noted its request, and waits for ever.
+_FIRST_ANSWER = 0.3  # seconds
 
 
 def own_folder() -> Path:
@@ -63,7 +69,7 @@ def serve(painter: "Painter", *, host: str, port: int, upload_mb: float) -> None
             server_name=host, server_port=port, max_file_size=round(upload_mb * 2**20),
             allowed_paths=[], blocked_paths=[str(people)] if closed else [],
             show_error=False, quiet=True, prevent_thread_lock=True, share=False, ssr_mode=False,
-            enable_monitoring=False, state_session_capacity=200, max_threads=threads,
+            enable_monitoring=False, state_session_capacity=_SESSIONS, max_threads=threads,
         )  # fmt: skip
     except OSError as error:
         raise UserError(
@@ -124,6 +130,7 @@ def _painted(painter: "Painter", scene: Any, files: Any) -> Iterator[Any]:
     import gradio as gr
 
     told: list[str] = []
+    began = time.monotonic()
     try:
         job = painter.job(scene, asked.uploads(files or [], painter.folder))
         for news in painter.paint(job):
@@ -135,6 +142,7 @@ def _painted(painter: "Painter", scene: Any, files: Any) -> Iterator[Any]:
                 pictures = [_served(path) for path in news.done.pictures]
                 yield pictures, _served(news.done.scene), told
     except UserError as error:
+        time.sleep(max(began + _FIRST_ANSWER - time.monotonic(), 0))
         raise gr.Error(painter.bare(error), print_exception=False) from None
 
 
