@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,6 @@ _THREADS = 40  # for what does not wait for the model
 # Visitors, and calls of programs, whose state gradio keeps: 0.2 MiB each. Where one's has gone, it
 # makes it anew.
 _SESSIONS = 50
-# gradio's client loses the answer that comes before it has noted its request, and waits for ever.
-_FIRST_ANSWER = 0.3  # seconds
 
 
 def own_folder() -> Path:
@@ -130,7 +127,6 @@ def _painted(painter: "Painter", scene: Any, files: Any) -> Iterator[Any]:
     import gradio as gr
 
     told: list[str] = []
-    began = time.monotonic()
     try:
         job = painter.job(scene, asked.uploads(files or [], painter.folder))
         for news in painter.paint(job):
@@ -142,7 +138,6 @@ def _painted(painter: "Painter", scene: Any, files: Any) -> Iterator[Any]:
                 pictures = [_served(path) for path in news.done.pictures]
                 yield pictures, _served(news.done.scene), told
     except UserError as error:
-        time.sleep(max(began + _FIRST_ANSWER - time.monotonic(), 0))
         raise gr.Error(painter.bare(error), print_exception=False) from None
 
 
