@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     with_version(parser)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="fusionjax"
+    )
     export = commands.add_parser("export", help="write a run's adapter, as one file or to share")
     export.add_argument("fusion", help="a run's folder, one step's in checkpoints/, or a file")
     export.add_argument("output", help="the file to write, *.safetensors; or a folder")

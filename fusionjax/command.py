@@ -6,6 +6,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fusionjax.errors import UserError, shortened
@@ -59,6 +60,17 @@ def parser_of(command: str, text: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=command, description=text, formatter_class=layout)
     with_version(parser)
     return parser
+
+
+def typed_as(command: str) -> str:
+    """How a command that is also a program of its own was typed.
+
+    Args:
+        command: `sample` or `train`.
+    """
+    program = Path(sys.argv[0])
+    is_part = "fusionjax" in (program.stem, program.parent.name)
+    return f"fusionjax {command}" if is_part else f"python -m {command}"
 
 
 def with_version(parser: argparse.ArgumentParser) -> None:

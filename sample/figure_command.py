@@ -37,7 +37,7 @@ _DECIDED = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of("python -m fusionjax figure", __doc__)
+    parser = parser_of("fusionjax figure", __doc__)
     parser.allow_abbrev = False
     parser.add_argument("name", choices=_NAMES, metavar="NAME", help=", ".join(_NAMES))
     parser.add_argument("--output", required=True, type=Path, help="the sheet to write, *.png")

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
-from fusionjax.command import share_of, with_version
+from fusionjax.command import share_of, typed_as, with_version
 from fusionjax.errors import UserError
 from fusionjax.options import HOW, MODELS, SEEN, START, WHO, check_options, option
 from sample.device import check
@@ -328,9 +328,10 @@ def _layout(prog: str) -> argparse.HelpFormatter:
 
 
 def _parser() -> argparse.ArgumentParser:
+    program = typed_as("sample")
     parser = _Parser(
-        prog="python -m sample",
-        usage="python -m sample [--prompt TEXT] [--face FILE ...] [option ...]",
+        prog=program,
+        usage=f"{program} [--prompt TEXT] [--face FILE ...] [option ...]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=_layout,

@@ -1,7 +1,7 @@
 """`fusionjax watermark`: the letters that `--watermark` hid in images.
 
     fusionjax sample --watermark ann
-    fusionjax watermark pictures/*.png
+    fusionjax watermark pictures/0001_seed0.png
 
 One line an image: its name, and the letters if it has any. They are read from a copy that was
 saved as JPEG too, the better the larger the image is, but not from one that was cut, turned or

@@ -1,6 +1,8 @@
 """Every command as it is typed: as a process of its own, from another folder."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,9 @@ from skimage import data
 
 from fusionjax.embedded import MINI_BASE, MINI_FUSION
 from fusionjax.errors import UserError
+from fusionjax.evaluation.__main__ import _parser as evaluate_parser
+from fusionjax.evaluation.faces_suite import FacesSuite
+from fusionjax.evaluation.suite import Suite
 from fusionjax.models.adapter import import_adapter
 from train.main import read_config
 from train.resume import is_continued
@@ -26,6 +31,7 @@ COMMANDS = [
     ["fusionjax", "report"],
     ["fusionjax", "sample"],
     ["fusionjax", "train"],
+    ["fusionjax", "watermark"],
     ["fusionjax", "web"],
     ["fusionjax.data.face_pairs"],
     ["fusionjax.data.mini_faces"],
@@ -54,9 +60,22 @@ def test_help_is_there_at_once(words, tmp_path):
     """Nothing heavy is imported before a command knows that it is needed."""
     done = run([*words, "--help"], tmp_path, "-X", "importtime")
     assert done.returncode == 0
-    assert "usage: " in done.stdout
+    typed = " ".join(words) if words[0] == "fusionjax" else f"python -m {' '.join(words)}"
+    assert re.search(rf"^usage: {typed}\b", done.stdout)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & HEAVY
+
+
+def test_evaluates_help_tells_the_suites_defaults():
+    """Which the command line cannot read off the suites: they import jax."""
+    helps = {action.dest: action.help for action in evaluate_parser()._actions}
+    for name, suite in (("mini", Suite), ("faces", FacesSuite)):
+        for field in dataclasses.fields(suite):
+            if field.default in (dataclasses.MISSING, None, False) or field.name == "methods":
+                continue
+            (told,) = re.findall(r"\(default: ([^)]+)\)", helps[field.name].partition("; faces")[0])
+            of_suites = dict(re.findall(r"(mini|faces) ([^ ,]+)", told))
+            assert of_suites.get(name, told) == str(field.default), field.name
 
 
 @pytest.mark.parametrize(

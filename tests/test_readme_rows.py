@@ -95,12 +95,14 @@ def shelf(tmp_path_factory):
     save_file(
         {k: v.astype(np.float32) for k, v in weights.items()}, folder / "lcm-lora.safetensors"
     )
-    done = run("--steps 2 --output out", folder, folder)
+    done = run("--steps 2 --watermark ann --output out", folder, folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def run(words, folder, shelf):
+    if words.startswith("fusionjax "):
+        return typed(["bash", "-c", f"{sys.executable} -m {words}"], folder, shelf)
     few = "" if "--steps" in words else " --steps 2"
     return typed(["bash", "-c", f"{sys.executable} -m sample {words}{few}"], folder, shelf)
 
@@ -115,5 +117,8 @@ def test_a_row_paints(words, shelf, tmp_path):
     before = {*tmp_path.rglob("*.*")}
     done = run(words, tmp_path, shelf)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    if words.startswith("fusionjax watermark"):
+        assert done.stdout.endswith(": ann\n")
+        return
     made = [path for path in tmp_path.rglob("*.*") if path not in before]
     assert [path for path in made if path.suffix in (".png", ".webp", ".jpg")], done.stdout

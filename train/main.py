@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fusionjax.command import run_command, versions
+from fusionjax.command import run_command, typed_as, versions
 from fusionjax.errors import UserError
 
 CPU_SETTINGS = {
@@ -80,7 +80,7 @@ def read_config(arguments: list[str]) -> Any:
                 type(default),
                 default=default,
                 args=arguments[1:] if named else arguments,
-                prog=f"python -m train {arguments[0] if named else 'mini'}",
+                prog=f"{typed_as('train')} {arguments[0] if named else 'mini'}",
                 description=f"{about}\n\n{TRIAL}",
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )

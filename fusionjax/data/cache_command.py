@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 2 after an error that the user can mend.
     """
-    parser = parser_of("python -m fusionjax cache", __doc__)
+    parser = parser_of("fusionjax cache", __doc__)
     parser.add_argument("--base", default="mini", help="the base model (the embedded one)")
     parser.add_argument("--data", required=True, help="folder of the TFDS dataset")
     parser.add_argument("--output", required=True, help="folder of the caches, one for each split")

@@ -1,4 +1,4 @@
-"""`python -m fusionjax evaluate`: paints a suite and writes the tables.
+"""`fusionjax evaluate`: paints a suite and writes the tables.
 
     python -m fusionjax evaluate --suite mini --fusion runs/mini-… --output evaluation/
 
@@ -34,9 +34,9 @@ from fusionjax.errors import UserError, told
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of("python -m fusionjax evaluate", __doc__)
+    parser = parser_of("fusionjax evaluate", __doc__)
     parser.add_argument(
-        "--suite", choices=["mini", "faces"], default="mini", help="what is painted (mini)"
+        "--suite", choices=["mini", "faces"], default="mini", help="what is painted (default: mini)"
     )
     parser.add_argument("--base", help="the base model; without it the adapter's own, or the mini")
     parser.add_argument(
@@ -52,12 +52,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument("--recogniser", help="a recogniser's file, in place of the shipped one")
     parser.add_argument(
-        "--split", help="whose people: test, or validation for choosing among settings"
+        "--split",
+        help="mini: whose people: test, or validation for choosing among settings (default: test)",
     )
-    parser.add_argument("--people", help="mini: how many people; faces: the folder of theirs")
-    parser.add_argument("--prompts", help="mini: prompts for each of them; faces: their file")
-    parser.add_argument("--most-people", type=int, help="faces: so many of them (all)")
-    parser.add_argument("--most-prompts", type=int, help="faces: so many of them (all)")
+    parser.add_argument(
+        "--people", help="mini: how many people (default: 24); faces: the folder of theirs"
+    )
+    parser.add_argument(
+        "--prompts",
+        help="mini: prompts for each of them (default: 4); faces: their file (default: 100 of the "
+        "package's)",
+    )
+    parser.add_argument("--most-people", type=int, help="faces: so many of them (default: all)")
+    parser.add_argument("--most-prompts", type=int, help="faces: so many of them (default: all)")
     parser.add_argument(
         "--method", action="append", metavar="NAME=FOLDER", dest="methods", type=_method,
         help="faces: measure these pictures too; may be given again",
@@ -74,33 +81,46 @@ def _parser() -> argparse.ArgumentParser:
         "command without it then measures",
     )  # fmt: skip
     parser.add_argument(
-        "--group-size", type=int, help="faces: people in a picture (1); they stand side by side"
+        "--group-size",
+        type=int,
+        help="faces: people in a picture, side by side (default: 1)",
     )
     parser.add_argument(
         "--most-groups",
         type=int,
-        help="faces: so many groups, chosen by the seed (as many as people)",
+        help="faces: so many groups, chosen by the seed (default: as many as people)",
     )
     parser.add_argument(
         "--layout", choices=["folders", "multiid"],
-        help="faces: multiid puts what is painted into MultiID-Bench's layout too, beside pictures",
+        help="faces: multiid puts what is painted into MultiID-Bench's layout too, beside pictures "
+        "(default: folders)",
     )  # fmt: skip
-    parser.add_argument("--pairs", type=int, help="pictures of two people")
-    parser.add_argument("--photos", type=int, help="photos to compare one photo with")
-    parser.add_argument("--steps", type=int, help="steps of the sampler")
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance")
-    parser.add_argument("--face-strength", type=float, help="strength of the faces")
+    parser.add_argument("--pairs", type=int, help="mini: pictures of two people (default: 48)")
+    parser.add_argument(
+        "--photos", type=int, help="mini: photos to compare one photo with (default: 3)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="steps of the sampler (default: mini 20, faces 30)"
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        help="classifier-free guidance (default: mini 3.0, faces 7.5)",
+    )
+    parser.add_argument("--face-strength", type=float, help="strength of the faces (default: 1.0)")
     parser.add_argument(
         "--face-strengths", type=_numbers, metavar="λ,λ,…",
         help="several strengths: a curve of identity against prompt",
     )  # fmt: skip
-    parser.add_argument("--scheduler", help="the sampler")
+    parser.add_argument("--scheduler", help="the sampler (default: dpmpp_2m)")
     parser.add_argument(
         "--faces-in-negative", action="store_true", default=None,
         help="mini: show the faces to the guidance's negative branch too",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, help="pictures painted at once")
-    parser.add_argument("--seed", type=int, help="of people, prompts and noise")
+    parser.add_argument(
+        "--batch-size", type=int, help="pictures painted at once (default: mini 16, faces 4)"
+    )
+    parser.add_argument("--seed", type=int, help="of people, prompts and noise (default: 0)")
     return parser
 
 
