@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 
-from fusionjax.backend.flax_apply import applied
+from fusionjax.backend.flax_apply import applied, applied_once, new_params
 
 called = []
 
@@ -58,3 +58,37 @@ def test_weights_that_do_not_fit_are_flaxs_errors(params):
     lacking = {**params, "layers_0": {"bias": params["layers_0"]["bias"]}}
     with pytest.raises(ScopeParamNotFoundError):
         applied(Net(), lacking, X)
+
+
+def test_new_params_are_those_that_an_initialisation_draws():
+    """Also of layers that ask for a list of sides, as GroupNorm does."""
+    net = nn.Sequential([Net(), nn.Conv(32, (3,), dtype=np.float16), nn.GroupNorm(8)])
+    called.clear()
+    ours = new_params(net, X)
+    assert not called
+    theirs = jax.eval_shape(net.init, jax.random.key(0), X)["params"]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), ours) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), theirs
+    )
+
+
+def test_layers_that_are_alike_are_traced_once_and_without_interceptors(params):
+    """What an interceptor of one program does is not in another's."""
+    seen = []
+
+    def intercept(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dense):
+            seen.append(context.module.path)
+            return applied_once(context.module, args[0] + 1)
+        return call(*args, **kwargs)
+
+    def net(params, x):
+        return applied(Net(), params, x)
+
+    plain = jax.jit(net)(params, X)
+    with nn.intercept_methods(intercept):
+        changed = [jax.jit(lambda *args: net(*args))(params, X) for _ in range(2)]
+    assert seen == [("layers_0",)] * 2
+    np.testing.assert_array_equal(changed[0], changed[1])
+    np.testing.assert_array_equal(changed[0], net(params, X + 1))
+    np.testing.assert_array_equal(plain, net(params, X))

@@ -26,7 +26,7 @@ from jaxtyping import Array
 from fusionjax.backend.attention_kernels import kernel_by_name
 from fusionjax.backend.convolution import convolve
 from fusionjax.backend.devices import default_implementation
-from fusionjax.backend.flax_apply import applied
+from fusionjax.backend.flax_apply import applied, applied_once
 from fusionjax.backend.flax_classes import (
     FlaxAttention,
     FlaxDownsample2D,
@@ -44,6 +44,7 @@ Params = Mapping[str, Any]
 CrossAttention = Callable[[str, FlaxAttention, Array], Array]
 
 BLOCK_OUTPUT = "unet_block_output"
+_LEAVES = (nn.GroupNorm, nn.LayerNorm, nn.Dense)
 _BLOCKS = (FlaxResnetBlock2D, FlaxTransformer2DModel, FlaxDownsample2D, FlaxUpsample2D)
 
 
@@ -223,8 +224,13 @@ def _keeps_size(module: nn.Conv) -> bool:
 
 def _convolve(module: nn.Conv, x: Array, *, doubled: bool = False) -> Array:
     parameters = module.variables["params"]
-    kernel, bias = (parameters[name].astype(module.dtype) for name in ("kernel", "bias"))
-    return convolve(x.astype(module.dtype), kernel, doubled=doubled) + bias.reshape(1, 1, 1, -1)
+    return _biased(x, parameters["kernel"], parameters["bias"], module.dtype, doubled)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _biased(x: Array, kernel: Array, bias: Array, dtype: Any, doubled: bool) -> Array:
+    kernel, bias = kernel.astype(dtype), bias.astype(dtype)
+    return convolve(x.astype(dtype), kernel, doubled=doubled) + bias.reshape(1, 1, 1, -1)
 
 
 def _like_torch(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> Any:
@@ -239,9 +245,12 @@ def _like_torch(module: Any, args: tuple[Any, ...], own: Callable[[], Any]) -> A
     ):
         parameters = module.variables["params"]
         return _group_norm(args[0], parameters["scale"], parameters["bias"], epsilon=1e-6)
+    if isinstance(module, _LEAVES) and not module.is_initializing():
+        return applied_once(module, args[0])
     return own()
 
 
+@functools.partial(jax.jit, static_argnames=("epsilon", "groups"))
 def _group_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, groups: int = 32
 ) -> jax.Array:

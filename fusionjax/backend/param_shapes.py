@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from fusionjax.backend.flax_apply import new_params
+
 ParamPath = tuple[str, ...]
 
 
@@ -30,7 +32,16 @@ def param_shapes(module: nn.Module) -> dict[ParamPath, jax.ShapeDtypeStruct]:
 
 @functools.lru_cache(maxsize=32)  # a UNet's take a second, and are asked for by loading and fusing
 def _of_diffusers(module: Any) -> dict[ParamPath, jax.ShapeDtypeStruct]:
-    return flatten_dict(dict(jax.eval_shape(module.init_weights, jax.random.key(0))))
+    inputs: list[Any] = []
+
+    def init(key: Any, *args: Any) -> dict[str, Any]:
+        inputs.extend(args)
+        return {"params": {}}
+
+    alone = module.clone()
+    object.__setattr__(alone, "init", init)  # which arguments it takes, its `init_weights` knows
+    alone.init_weights(jax.random.key(0))
+    return flatten_dict(dict(new_params(module, *inputs)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -38,5 +49,4 @@ def _of_text_encoder(kind: Any, config_kind: Any, config: str) -> dict[ParamPath
     """By the config's text, since such a module is no key."""
     module = kind(config_kind.from_dict(json.loads(config)))
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    tree = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)["params"]
-    return flatten_dict(dict(tree))
+    return flatten_dict(dict(new_params(module, ids, ids, ids)))
