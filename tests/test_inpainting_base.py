@@ -151,3 +151,10 @@ def test_no_adapter_is_trained_on_it(folder):
     run = dataclasses.replace(mini.config, base=str(folder))
     with pytest.raises(UserError, match="is an inpainting model; train on the base that it was"):
         AdapterObjective(run, make_mesh(devices=jax.devices()[:1]))
+
+
+def test_a_mask_that_paints_nothing_is_told(base):
+    image, grey = Image.new("RGB", (SIDE, SIDE)), Image.new("L", (SIDE, SIDE), 102)
+    pipe = FusionPipeline(base)
+    with pytest.raises(UserError, match=r"mask_image is at most 0\.40 of white, and an inpainting"):
+        pipe(PROMPTS[0], image=image, mask_image=grey, num_inference_steps=STEPS)

@@ -32,6 +32,7 @@ from sample.options import parse
 from sample.progress import Bar
 from sample.sheet import contact_sheet, heat_map
 from sample.studio import Studio, is_embedded
+from sample.watermark_command import main as read_watermarks
 from tests import tiny
 
 
@@ -108,6 +109,22 @@ def test_a_picture_with_its_sheet_and_its_story(sample, world, capsys):
     assert np.array_equal(pixels(again / "0003_seed8.png"), pixels(out / names[1]))
     other = sample("--from", out / names[1], "--seed", 9)
     assert not np.array_equal(pixels(other / "0004_seed9.png"), pixels(out / names[1]))
+
+
+def test_each_picture_has_its_watermark(sample, world, tmp_path, capfd):
+    """Of a command, of what repeats it, and of a row; and not where none was asked for."""
+    words = ["--face", world / "ann.png", "--batch-size", 1]
+    out = sample("--prompt", "x", *words, "--num-images", 2, "--watermark", "ann")
+    sample("--from", out / "0002_seed1.png")
+    assert np.array_equal(pixels(out / "0003_seed1.png"), pixels(out / "0002_seed1.png"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "x", "watermark": "ben"}\n{"prompt": "x"}\n')
+    sample("--requests", rows, *words)
+    capfd.readouterr()
+    names = ["0001_seed0", "0002_seed1", "0003_seed1", "row0001_000", "row0002_000"]
+    assert read_watermarks([str(out / f"{name}.png") for name in names]) == 1
+    read = [line.rpartition(": ")[2] for line in capfd.readouterr().out.splitlines()]
+    assert read == ["ann", "ann", "ann", "ben", "no watermark"]
 
 
 def test_repeating_needs_the_same_files(sample, world, tmp_path, capsys):

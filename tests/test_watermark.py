@@ -12,8 +12,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fusionjax import watermark
 from fusionjax.errors import UserError
-from sample.__main__ import main
-from sample.formats import read_picture
 from sample.job import Job
 from sample.watermark_command import main as read_command
 from sample.web.asked import job_of
@@ -91,27 +89,6 @@ def test_sides_that_are_no_whole_blocks_and_no_letters():
 def test_what_has_no_room_is_told_without_a_model(text, message):
     with pytest.raises(UserError, match=message):
         Job(watermark=text)
-
-
-def test_every_picture_of_a_job_has_it_and_repeats_it(tmp_path, capfd):
-    """Of one person and in a row of requests; a repeated picture has it by its own text."""
-    out = tmp_path / "out"
-    few = ["--steps", "1", "--quiet"]
-    assert main([*few, "--watermark", "ann", "--num-images", "2", "--output", str(out)]) == 0
-    pictures = sorted(out.glob("*_seed?.png"))
-    assert len(pictures) == 2
-    assert main([*few, "--from", str(pictures[0]), "--output", str(tmp_path / "again.png")]) == 0
-    assert read_picture(tmp_path / "again.png").watermark == "ann"
-    again = [np.asarray(Image.open(path)) for path in (pictures[0], tmp_path / "again.png")]
-    assert np.array_equal(*again)
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "a person", "watermark": "ben"}\n{"prompt": "a person"}\n')
-    assert main([*few, "--requests", str(rows), "--output", str(tmp_path / "rows")]) == 0
-    capfd.readouterr()
-    of_rows = sorted((tmp_path / "rows").glob("*.png"))
-    assert read_command([*map(str, pictures), *map(str, of_rows)]) == 1
-    read = [line.rpartition(": ")[2] for line in capfd.readouterr().out.splitlines()]
-    assert read == ["ann", "ann", "ben", "no watermark"]
 
 
 def test_the_page_is_started_with_one():

@@ -148,6 +148,12 @@ def check_request(request: Request, settings: Settings, model: Model, *, adapter
             raise UserError("mask_image is given without an image to paint in")
         if not request.mask_image.any():
             raise UserError("mask_image is black everywhere: nothing would be painted")
+        if model.base.is_inpainting and not (request.mask_image >= 0.5).any():
+            brightest = float(request.mask_image.max())
+            raise UserError(
+                f"mask_image is at most {brightest:.2f} of white, and an inpainting model paints "
+                "where it is half white or more: nothing would be painted"
+            )
     if request.image is not None:
         _check_strength(settings, model)
     if request.control_image is not None and model.controlnet is None:
