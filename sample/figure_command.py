@@ -30,7 +30,7 @@ _DECIDED = {
     **dict.fromkeys(("people", "faces", "fresh", "weights", "looks"), "--people FOLDER"),
     **dict.fromkeys(
         ("num_images_per_prompt", "image", "mask_image", "scene", "requests", "source",
-         "save_identity", "attention_share", "dry_run"),
+         "save_identity", "attention_share", "dry_run", "watermark"),
         "python -m sample",
     ),
 }  # fmt: skip
