@@ -264,7 +264,7 @@ def test_what_suits_the_base():
         (["styles", "--prompt", "x"], "--prompt is nothing of a figure; use --prompts FILE"),
         (["styles", "--face", "{file}"], "--face is nothing of a figure; use --people FOLDER"),
         (["styles", "--no-face"], "--no-face is nothing of a figure; use --people FOLDER"),
-        (["styles", "--watermark", "x"], "--watermark is nothing of a figure; use python -m sample"),
+        (["styles", "--watermark", "x"], "--watermark is nothing of a figure; use python -m"),
         (["styles", "--requests", "{file}"], "--requests is nothing of a figure; use python -m"),
         (["styles", "--controlnet", "x"], "--controlnet is nothing of the figure styles"),
         (["people", "--controlnet", "x"], "given without --control-image (or --depth-from)"),
