@@ -120,20 +120,16 @@ def _no_interceptors() -> Iterator[None]:
 
 
 def new_params(module: nn.Module, *args: Any) -> Any:
-    """The shapes of the weights that `module.init(key, *args)["params"]` draws.
+    """Zeros in place of what `module.init(key, *args)["params"]` draws; for `jax.eval_shape`.
 
     Args:
         module: as for `applied`.
         *args: of its `__call__`.
 
     Returns:
-        A tree of `jax.ShapeDtypeStruct`.
+        A tree of arrays.
     """
-
-    def met(*args: Any) -> Any:
-        scope = _NewScope({"params": {}}, mutable="params", flags={"initializing": True})
-        with scope.temporary() as root:
-            type(module).__call__(module.clone(parent=root, _deep_clone=True), *args)
-            return root.variables()["params"]
-
-    return jax.eval_shape(met, *args)
+    scope = _NewScope({"params": {}}, mutable="params", flags={"initializing": True})
+    with scope.temporary() as root:
+        type(module).__call__(module.clone(parent=root, _deep_clone=True), *args)
+        return root.variables()["params"]

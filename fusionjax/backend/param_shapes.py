@@ -32,16 +32,12 @@ def param_shapes(module: nn.Module) -> dict[ParamPath, jax.ShapeDtypeStruct]:
 
 @functools.lru_cache(maxsize=32)  # a UNet's take a second, and are asked for by loading and fusing
 def _of_diffusers(module: Any) -> dict[ParamPath, jax.ShapeDtypeStruct]:
-    inputs: list[Any] = []
-
     def init(key: Any, *args: Any) -> dict[str, Any]:
-        inputs.extend(args)
-        return {"params": {}}
+        return {"params": new_params(module, *args)}
 
-    alone = module.clone()
-    object.__setattr__(alone, "init", init)  # which arguments it takes, its `init_weights` knows
-    alone.init_weights(jax.random.key(0))
-    return flatten_dict(dict(new_params(module, *inputs)))
+    own = module.clone()
+    object.__setattr__(own, "init", init)  # `init_weights` knows the arguments, and calls it
+    return flatten_dict(dict(jax.eval_shape(own.init_weights, jax.random.key(0))))
 
 
 @functools.lru_cache(maxsize=32)
@@ -49,4 +45,5 @@ def _of_text_encoder(kind: Any, config_kind: Any, config: str) -> dict[ParamPath
     """By the config's text, since such a module is no key."""
     module = kind(config_kind.from_dict(json.loads(config)))
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return flatten_dict(dict(new_params(module, ids, ids, ids)))
+    shapes = jax.eval_shape(functools.partial(new_params, module), ids, ids, ids)
+    return flatten_dict(dict(shapes))
