@@ -44,7 +44,7 @@ def embed(pixels: UInt8[np.ndarray, "H W 3"], text: str) -> UInt8[np.ndarray, "H
     bits, places = _bits(text), _places(pixels)
     wanted = np.where(bits[places], _STEP / 4, -_STEP / 4)
     marked = pixels.astype(np.float64)
-    whole = marked[: pixels.shape[0] // _SIDE * _SIDE, : pixels.shape[1] // _SIDE * _SIDE]
+    whole = _blocks_of(marked)
     for _ in range(_ROUNDS):
         found = _frequencies(whole)
         change = np.zeros_like(found)
@@ -65,7 +65,7 @@ def read(pixels: UInt8[np.ndarray, "H W 3"]) -> str | None:
     Returns:
         Its text, or None if there is none, or none any more.
     """
-    whole = pixels[: pixels.shape[0] // _SIDE * _SIDE, : pixels.shape[1] // _SIDE * _SIDE]
+    whole = _blocks_of(pixels)
     if not whole.size:
         return None
     found = _frequencies(whole.astype(np.float64))[..., _ROWS, _COLUMNS]
@@ -76,6 +76,12 @@ def read(pixels: UInt8[np.ndarray, "H W 3"]) -> str | None:
     if checksum != _checksum(letters):
         return None
     return letters.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _blocks_of(pixels: np.ndarray) -> np.ndarray:
+    """The part of a picture, not a copy, that is whole blocks."""
+    rows, columns = (side // _SIDE * _SIDE for side in pixels.shape[:2])
+    return pixels[:rows, :columns]
 
 
 def _checksum(letters: bytes) -> bytes:

@@ -22,7 +22,7 @@ from sample.links import is_link
 from sample.trust import FILES, PERSONS_FILES
 
 # What is decided where the page is started.
-_NOT_HERE = {
+DECIDED_AT_START = {
     field.name
     for field in fields(Job)
     if field.metadata.get("group") == MODELS or field.metadata.get("path") == "source"
@@ -102,7 +102,7 @@ def job_of(values: Any, files: Mapping[str, Path], within: Job) -> Job:
     read: dict[str, Any] = {}
     for key, value in values.items():
         name = current_name(str(key))
-        if name in _NOT_HERE:
+        if name in DECIDED_AT_START:
             flag = name.replace("_", "-")
             raise UserError(f"{name} is chosen where the page is started (fusionjax web --{flag})")
         read[str(key)] = _found(value, files) if name in (*FILES, *PERSONS_FILES) else value

@@ -15,7 +15,6 @@ The options of `python -m sample` that name models and devices go here too: --ba
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import ipaddress
 import sys
@@ -24,13 +23,10 @@ from pathlib import Path
 
 from fusionjax.command import parser_of, run_command
 from fusionjax.errors import UserError
-from fusionjax.options import MODELS
 from sample.device import prepare
-from sample.job import Job
 from sample.options import Options, flag_of, parse
 
 _OF_DEVICES = {"device", "batch_size", "cache", "trust", "quiet"}
-_OF_PICTURES = {"controlnet", "watermark"}  # of all of them
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,8 +108,9 @@ def _check(args: argparse.Namespace, options: Options) -> None:
             raise UserError(f"{name} is {value:g}; it must be in [{least:g}, {most:g}]")
     if args.people is not None and not args.people.is_dir():
         raise UserError(f"--people is {args.people}, which is no folder")
-    models = {f.name for f in dataclasses.fields(Job) if f.metadata.get("group") == MODELS}
-    if said := options.said() - models - _OF_PICTURES - _OF_DEVICES:
+    from sample.web.asked import DECIDED_AT_START  # here: `--help` needs no photos
+
+    if said := options.said() - DECIDED_AT_START - _OF_DEVICES:
         raise UserError(f"{flag_of(min(said))} is said on the page, not where it is started")
 
 
